@@ -1,0 +1,1 @@
+"""Cheaper training through early tickets."""
