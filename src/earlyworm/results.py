@@ -139,12 +139,21 @@ class RunConfig:
         for name in ("batch_size", "accumulation", "round_to", "search_epochs", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        _require(self.batch_size % self.accumulation == 0, "accumulation", self.accumulation,
-                 f"a divisor of batch_size ({self.batch_size})")  # fmt: skip
-        _require(self.retrain_epochs is None or self.retrain_epochs >= 0, "retrain_epochs", self.retrain_epochs,
-                 "0 or more")  # fmt: skip
-        _require(self.retrain_epochs is not None or self.search_epochs < self.epochs, "search_epochs",
-                 self.search_epochs, f"below epochs ({self.epochs}), so that epochs are left to retrain")  # fmt: skip
+        _require(
+            self.batch_size % self.accumulation == 0,
+            "accumulation",
+            self.accumulation,
+            f"a divisor of batch_size ({self.batch_size})",
+        )
+        _require(
+            self.retrain_epochs is None or self.retrain_epochs >= 0, "retrain_epochs", self.retrain_epochs, "0 or more"
+        )
+        _require(
+            self.retrain_epochs is not None or self.search_epochs < self.epochs,
+            "search_epochs",
+            self.search_epochs,
+            f"below epochs ({self.epochs}), so that epochs are left to retrain",
+        )
         _check_model_name(self.model)
         _check_data_name(self.data)
 
@@ -317,9 +326,7 @@ class RunResult:
         try:
             values = json.loads(text)
             if values["schema"] != SCHEMA:
-                raise RunError(
-                    f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: run it again"
-                )
+                raise RunError(f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: run it again")
             search, accuracy = values.pop("search"), values.pop("accuracy")
             history = tuple(CheckRecord(**record) for record in search.pop("history"))
             ticket = values.pop("ticket")
