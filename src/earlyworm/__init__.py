@@ -1,1 +1,76 @@
-"""Cheaper training through early tickets."""
+"""Cheaper training through early tickets: find them, cut the rest away for real, train what is left.
+
+The names below are loaded when they are first used, so that the command can answer before PyTorch is imported.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from earlyworm.channels import find_channels
+    from earlyworm.compaction import compact, round_ticket
+    from earlyworm.costs import Cost, cost
+    from earlyworm.emergence import Emergence
+    from earlyworm.errors import (
+        ConfigError,
+        DataError,
+        EarlywormError,
+        RunError,
+        SearchError,
+        TicketError,
+        UnitsError,
+    )
+    from earlyworm.masks import Mask, make_mask, mask_distance
+    from earlyworm.search import Check, TicketSearch
+    from earlyworm.ticket import Ticket
+    from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
+    from earlyworm.units import Slice, UnitGroup, Units
+
+__all__ = [
+    "Check",
+    "ConfigError",
+    "Constant",
+    "Cost",
+    "DataError",
+    "EarlywormError",
+    "Emergence",
+    "Greedy",
+    "Mask",
+    "RunError",
+    "SearchError",
+    "Slice",
+    "Ticket",
+    "TicketError",
+    "TicketSearch",
+    "UnitGroup",
+    "Units",
+    "UnitsError",
+    "Worm",
+    "compact",
+    "cost",
+    "find_channels",
+    "make_mask",
+    "mask_distance",
+    "round_ticket",
+    "truncate_",
+    "truncation_factor",
+]
+
+_HOMES = (
+    "channels", "compaction", "costs", "emergence", "errors", "masks", "search", "ticket", "truncation", "units",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            value = vars(module).get(name)
+            if getattr(value, "__module__", None) == module.__name__:
+                globals()[name] = value
+                return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

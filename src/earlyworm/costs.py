@@ -1,0 +1,108 @@
+"""What a model costs: parameters, multiply-accumulates, FLOPs of a training step, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from earlyworm.errors import UnitsError
+from earlyworm.inputs import ExampleInputs, batch_size, call_model, floating_tensors, synchronize, unwrap
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model costs on one example.
+
+    Attributes:
+        parameters: Number of parameters, tied ones counted once.
+        macs: Multiply-accumulates of one forward pass, per example.
+        train_flops: FLOPs of the forward and backward pass of one training step, per example; a multiply-add is two.
+        latency_seconds: Median time of one forward pass over all the example inputs.
+    """
+
+    parameters: int
+    macs: int
+    train_flops: int
+    latency_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} parameters, {self.macs:,} MACs, {self.train_flops:,} training FLOPs per example, "
+            f"{1000 * self.latency_seconds:.3g} ms"
+        )
+
+
+def cost(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) -> Cost:
+    """Measure `model` on `example_inputs`; it is left as it is.
+
+    Args:
+        model: Any module.
+        example_inputs: What its forward takes, on its device; the first dimension of the first tensor is the batch.
+        repeats: Forward passes that are timed, after a fifth as many (at least 3) to warm up.
+
+    Returns:
+        The cost. Convolutions, matrix products and attention are counted, elementwise work is not, as PyTorch's
+        `FlopCounterMode` counts.
+    """
+    forward, training = count_flops(model, example_inputs)
+    examples = batch_size(example_inputs)
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in unwrap(model).parameters()),
+        macs=forward // 2 // examples,
+        train_flops=training // examples,
+        latency_seconds=latency(model, example_inputs, repeats=repeats),
+    )
+
+
+def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, int]:
+    """FLOPs of one forward pass, and of one forward and backward pass, over all the example inputs.
+
+    The passes run in eval mode, so that running statistics stay as they are, and gradients are not accumulated.
+
+    Raises:
+        UnitsError: If the model returns no floating-point tensor.
+    """
+    model = unwrap(model)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+            outputs = list(floating_tensors(call_model(model, example_inputs)))
+            forward = counter.get_total_flops()
+            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            if not outputs:
+                raise UnitsError(f"{type(model).__name__} returns no floating-point tensor to count a backward pass of")
+            differentiable = [output.sum() for output in outputs if output.requires_grad]
+            if trainable and differentiable:
+                torch.autograd.grad(torch.stack(differentiable).sum(), trainable, allow_unused=True)
+            return forward, counter.get_total_flops()
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.inference_mode()
+def latency(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) -> float:
+    """Median seconds of one forward pass in eval mode, after warming up."""
+    model = unwrap(model)
+    modes = {module: module.training for module in model.modules()}
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        seconds = []
+        warm_up = max(3, repeats // 5)
+        for _ in range(warm_up + repeats):
+            synchronize(device)
+            start = time.perf_counter()
+            call_model(model, example_inputs)
+            synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[warm_up:])
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,154 @@
+"""Adjust gradients right before every step of an optimizer: the sparsity penalty, then truncation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from earlyworm.errors import SearchError
+from earlyworm.truncation import truncate_, truncation_factor
+from earlyworm.units import Units
+
+
+class GradientHook:
+    """Acts on the gradients of the gates of units, once per optimizer step.
+
+    A hook on the backward pass would act once per micro-batch; this one acts on the gradients that the step uses,
+    after accumulation, unscaling, clipping and the exchange between processes. An optimizer that is called with a
+    closure computes its gradients inside the step, so there it acts after each call of the closure.
+
+    Args:
+        model: The model that is trained.
+        units: Its units.
+        penalty: Network slimming: `penalty * sign(scale)` is added to the gradient of every scale.
+
+    Attributes:
+        steps: Steps of the first optimizer that were seen.
+        truncations: Steps since the last check at which there was a gradient to truncate (the search counts from 0).
+        seconds: Time that all of this took.
+        flops: Floating-point operations that all of this took.
+    """
+
+    def __init__(self, model: nn.Module, units: Units, penalty: float) -> None:
+        self.model = model
+        self.penalty = penalty
+        self.steps = 0
+        self.truncations = 0
+        self.seconds = 0.0
+        self.flops = 0
+        slices = [piece for group in units.groups for piece in group.slices]
+        self.gates = list(dict.fromkeys(piece.tensor for piece in slices if piece.gate))
+        self.scales = list(dict.fromkeys(piece.tensor for piece in slices if piece.role == "scale"))
+        self._handles: list[RemovableHandle] = []
+        self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
+        self._factors: dict[str, Tensor] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether it hangs on an optimizer."""
+        return bool(self._handles)
+
+    @property
+    def truncating(self) -> bool:
+        """Whether gradients are being truncated."""
+        return bool(self._factors)
+
+    def attach(self, optimizers: tuple[Any, ...], *, will_truncate: bool) -> None:
+        """Hang on `optimizers`, or on the torch optimizers inside of them.
+
+        Raises:
+            SearchError: If it hangs on some already, or could not act on some gradient that it will have to act on.
+        """
+        if self.attached:
+            raise SearchError("the search is attached already: detach it first")
+        if not optimizers:
+            raise SearchError("attach needs the optimizer that trains the model")
+        held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {_innermost(o): [] for o in optimizers}
+        owner = {id(p): o for o in held for group in o.param_groups for p in group["params"]}
+        needed = set(self.gates if will_truncate else self.scales if self.penalty else ())
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name in self.gates:
+            parameter = parameters[name]
+            if id(parameter) in owner:
+                held[owner[id(parameter)]].append((name, parameter))
+            elif parameter.requires_grad and name in needed:
+                raise SearchError(
+                    f"{name!r} is in none of the optimizers, so nothing would act on its gradient: attach all "
+                    "optimizers that train the model, made after it was moved and wrapped"
+                )
+        if needed and not any(parameters[name].requires_grad for name in needed):
+            raise SearchError(
+                "all parameters of the units are frozen, so there is no gradient to act on: unfreeze them, or set "
+                "truncation=None and sparsity_penalty=0"
+            )
+        self._held = held
+        self._handles = [optimizer.register_step_pre_hook(self._before_step) for optimizer in held]
+
+    def detach(self) -> None:
+        """Leave the optimizers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._held, self._factors = [], {}, {}
+
+    def set_truncation(self, masks: dict[str, Tensor], chi: float) -> None:
+        """Truncate from now on.
+
+        Args:
+            masks: Per gate a boolean tensor that broadcasts against it, True is kept; empty: do not truncate.
+            chi: What gradients of the others are multiplied by, in [0, 1].
+        """
+        self._factors = {
+            name: truncation_factor(masks[name], chi, parameter.dtype)
+            for held in self._held.values()
+            for name, parameter in held
+            if name in masks
+        }
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Adjust the gradients now, or wrap the closure that will compute them."""
+        if optimizer is next(iter(self._held)):
+            self.steps += 1
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
+        if closure is None:
+            self._adjust(optimizer)
+            return None
+
+        def adjusted() -> Any:
+            loss = closure()
+            self._adjust(optimizer)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": adjusted}
+        return (args[0], adjusted, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _adjust(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the penalty, then truncate, in one fused operation each."""
+        start = time.perf_counter()
+        if self.penalty:
+            scales = [p for name, p in self._held[optimizer] if name in self.scales and p.grad is not None]
+            if scales:
+                gradients = [scale.grad for scale in scales if scale.grad is not None]
+                torch._foreach_add_(gradients, torch._foreach_sign(scales), alpha=self.penalty)
+                self.flops += 3 * sum(scale.numel() for scale in scales)
+        if self._factors:
+            held = [(p.grad, self._factors[name]) for name, p in self._held[optimizer] if p.grad is not None]
+            if held:
+                truncate_([gradient for gradient, _ in held], [factor for _, factor in held])
+                self.truncations += 1
+                self.flops += sum(gradient.numel() for gradient, _ in held)
+        self.seconds += time.perf_counter() - start
+
+
+def _innermost(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside wrappers such as accelerate's and Lightning's."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SearchError(f"attach takes torch optimizers, not a {type(optimizer).__name__}")
+    return optimizer

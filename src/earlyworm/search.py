@@ -1,0 +1,323 @@
+"""The search: scores, masks, emergence and truncation, hooked into anybody's training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from earlyworm.channels import find_channels
+from earlyworm.emergence import Emergence, MaskWindow
+from earlyworm.errors import ConfigError, SearchError
+from earlyworm.gradients import GradientHook
+from earlyworm.inputs import ExampleInputs, unwrap
+from earlyworm.masks import Mask, make_mask
+from earlyworm.scores import Score, choose_score, score_units
+from earlyworm.ticket import Ticket, fingerprint
+from earlyworm.truncation import Truncation
+from earlyworm.units import Units, gate_masks
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the search.
+
+    Attributes:
+        step: Optimizer steps before it.
+        distance_mean: Mean distance of the newest mask to the older ones in the window, in [0, 1]; None at the first.
+        distance_max: The largest of these distances; None at the first.
+        chi: What gradients of static units are multiplied by from here on; 1 is no truncation.
+        truncated: Number of static units from here on; 0 while chi is 1.
+    """
+
+    step: int
+    distance_mean: float | None
+    distance_max: float | None
+    chi: float
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """What the search itself has cost: seconds, and floating-point operations on scores, masks and gradients."""
+
+    seconds: float
+    flops: int
+
+
+class TicketSearch:
+    """Watches a model while it is trained and notices when its ticket has emerged.
+
+    Args:
+        model: The model that is trained; wrappers (DDP, `torch.compile`) may be put around it before or after.
+        example_inputs: What its forward takes: a tensor, a sequence of arguments or a mapping of keyword arguments;
+            not needed where `units` are given.
+        units: `"channels"`, or units that were found before (see `find_channels`).
+        pruning_ratio: Fraction of all units to remove, in [0, 1).
+        emergence: Window and epsilon.
+        truncation: Schedule of chi: `Constant`, `Greedy`, `Worm`; None is Early Bird.
+        sparsity_penalty: Network slimming (arXiv 1708.06519): `penalty * sign(scale)` is added to the gradient of
+            every batch-norm scale of the units, before truncation.
+        score: `"auto"`, `"batch-norm"`, `"filter-l1"`, `"filter-l2"`, or a function.
+
+    Raises:
+        UnitsError: If the model has no such units.
+        ConfigError: If the ratio or the penalty is impossible.
+
+    Example:
+        >>> import torch, earlyworm as ew
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        ...     torch.nn.Flatten(), torch.nn.Linear(8 * 36, 2))
+        >>> x = torch.randn(4, 3, 8, 8)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        >>> search = ew.TicketSearch(model, example_inputs=x, emergence=ew.Emergence(window=2))
+        >>> with search.attach(optimizer):
+        ...     model(x).sum().backward()
+        ...     optimizer.step()
+        ...     emerged = search.update()
+        >>> small = ew.compact(model, search.draw(force=True))
+        >>> small[0].out_channels
+        4
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: ExampleInputs | None = None,
+        *,
+        units: str | Units = "channels",
+        pruning_ratio: float = 0.5,
+        emergence: Emergence = Emergence(),  # noqa: B008  (frozen)
+        truncation: Truncation | None = None,
+        sparsity_penalty: float = 0.0,
+        score: str | Score = "auto",
+    ) -> None:
+        self.model = unwrap(model)
+        self.pruning_ratio = pruning_ratio
+        self.emergence = emergence
+        self.truncation = truncation
+        self.sparsity_penalty = sparsity_penalty
+        self._score, self.units = choose_score(_find(self.model, units, example_inputs), score)
+        self.history: list[Check] = []
+        self._window = MaskWindow(emergence.window)
+        self._distances: tuple[float, ...] = ()
+        self._scores: dict[str, Tensor] = {}
+        self._seconds = 0.0  # of all checks
+        self._flops = 0
+        self._hook = GradientHook(self.model, self.units, sparsity_penalty)
+        if sparsity_penalty < 0:
+            raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be 0 or more")
+        if sparsity_penalty and not self._hook.scales:
+            raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
+        make_mask(score_units(self.model, self.units.groups, self._score), pruning_ratio)  # an impossible ratio
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were seen so far."""
+        return self._hook.steps
+
+    @property
+    def overhead(self) -> Overhead:
+        """What the search itself has cost so far."""
+        return Overhead(self._seconds + self._hook.seconds, self._flops + self._hook.flops)
+
+    @property
+    def emerged(self) -> bool:
+        """Whether the ticket has emerged."""
+        return self.emergence.has_emerged(self._distances)
+
+    @property
+    def mask(self) -> Mask:
+        """The newest mask.
+
+        Raises:
+            SearchError: If none was taken yet.
+        """
+        if not self.history:
+            raise SearchError("no mask was taken yet: attach the search to the optimizer first")
+        return self._window.newest
+
+    def attach(self, *optimizers: torch.optim.Optimizer) -> Self:
+        """Hook into the optimizers that train the model; take the first mask, unless the search is resumed.
+
+        Use it in a `with` statement, or call `detach` afterwards. Truncation and penalty act once per optimizer
+        step, right before it; for an optimizer that is called with a closure, right after each call of the closure.
+
+        Args:
+            optimizers: All optimizers that hold parameters of the units; wrappers with an `optimizer` attribute
+                (accelerate, Lightning) are seen through.
+
+        Raises:
+            SearchError: If the search is attached already, or a trainable parameter that truncation or the penalty
+                must act on is in none of the optimizers.
+        """
+        self._hook.attach(optimizers, will_truncate=self.truncation is not None)
+        if self.history:
+            self._refresh()
+        else:
+            self._check()
+        return self
+
+    def detach(self) -> None:
+        """Unhook from the optimizers; the search can be attached again."""
+        self._hook.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def update(self) -> bool:
+        """Take a mask, compare it with the window, set chi. Call it once per epoch, or at any other interval.
+
+        Returns:
+            True once the ticket has emerged; further calls do nothing and return True.
+
+        Raises:
+            SearchError: If the search is not attached, no optimizer step was seen since the last check, or truncation
+                had no gradient to act on.
+        """
+        if self.emerged:
+            return True
+        if not self._hook.attached:
+            raise SearchError("the search is not attached to an optimizer: use `with search.attach(optimizer):`")
+        if self.steps == self.history[-1].step:
+            raise SearchError(
+                "no step of the attached optimizer since the last check: equal masks would look like emergence; attach "
+                "the optimizer that trains the model"
+            )
+        if self._hook.truncating and not self._hook.truncations:
+            raise SearchError(
+                "truncation had no gradient to act on since the last check: are the parameters of the units frozen or "
+                "replaced?"
+            )
+        self._check()
+        return self.emerged
+
+    def draw(self, *, force: bool = False) -> Ticket:
+        """The ticket: the mask at emergence and where it came from.
+
+        Args:
+            force: Take the newest mask even if no ticket has emerged.
+
+        Raises:
+            SearchError: If nothing has emerged and `force` is False.
+        """
+        if not (self.emerged or (force and self.history)):
+            distance = f"{max(self._distances):.3f}" if self._distances else "unknown (there is only one mask)"
+            raise SearchError(
+                f"no ticket has emerged after {len(self.history)} checks: the largest distance in the window is "
+                f"{distance}, epsilon is {self.emergence.epsilon}; search longer, raise epsilon, or draw(force=True)"
+            )
+        return Ticket(
+            mask=self.mask,
+            units=self.units,
+            scores=self._scores,
+            structure=fingerprint(self.model),
+            method=repr(self.truncation) if self.truncation else "Early Bird",
+            pruning_ratio=self.pruning_ratio,
+            step=self.history[-1].step,
+            emerged=self.emerged,
+            distances=self._distances,
+            versions={name: version(name) for name in ("earlyworm", "torch", "safetensors")},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole search: plain numbers, strings, lists and tensors."""
+        return {
+            "version": STATE_VERSION,
+            "sizes": dict(self.units.sizes),
+            "masks": [mask.flat.clone() for mask in self._window.masks],
+            "scores": {name: score.cpu() for name, score in self._scores.items()},
+            "distances": list(self._distances),
+            "history": [asdict(check) for check in self.history],
+            "steps": self.steps,
+            "truncations": self._hook.truncations,
+            "overhead": asdict(self.overhead),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, before or after `attach`.
+
+        Raises:
+            SearchError: If it is of another version, or of a search over other units or with another window.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise SearchError(f"the state has version {state.get('version')}, but this one reads {STATE_VERSION}")
+        if dict(state["sizes"]) != self.units.sizes:
+            raise SearchError("the state is of a search over other units: build the same model and units first")
+        if len(state["masks"]) != min(len(state["history"]), self.emergence.window):
+            raise SearchError(f"the state is of a search with another window than {self.emergence.window}")
+        self._window = MaskWindow(self.emergence.window)
+        for flat in state["masks"]:
+            self._window.masks.append(Mask(flat.clone(), self.units.sizes))
+        self._scores = dict(state["scores"])
+        self._distances = tuple(state["distances"])
+        self.history = [Check(**check) for check in state["history"]]
+        self._hook.steps, self._hook.truncations = state["steps"], state["truncations"]
+        self._seconds, self._flops = state["overhead"]["seconds"], state["overhead"]["flops"]
+        self._hook.seconds, self._hook.flops = 0.0, 0
+        if self._hook.attached:
+            self._refresh()
+
+    def _check(self) -> None:
+        """Take a mask and everything that follows from it."""
+        start = time.perf_counter()
+        self._scores = score_units(self.model, self.units.groups, self._score)
+        mask = make_mask(self._scores, self.pruning_ratio)
+        self._distances = self._window.push(mask)
+        chi = self._chi()
+        static = self._static() if chi < 1 else None
+        mean = sum(self._distances) / len(self._distances) if self._distances else None
+        self.history.append(Check(
+            step=self.steps,
+            distance_mean=mean,
+            distance_max=max(self._distances, default=None),
+            chi=chi,
+            truncated=static.units_removed if static else 0,
+        ))  # fmt: skip
+        self._hook.truncations = 0
+        self._refresh()
+        self._seconds += time.perf_counter() - start
+        # One comparison per unit and older mask, and a sort.
+        self._flops += mask.units * (len(self._distances) + math.ceil(math.log2(max(2, mask.units))))
+
+    def _chi(self) -> float:
+        """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
+        if self.truncation is None:
+            return 1.0
+        full = self.emergence.window - 1
+        means = [check.distance_mean for check in self.history]
+        means.append(sum(self._distances) / len(self._distances) if self._distances else None)
+        return self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
+
+    def _static(self) -> Mask:
+        """The mask that removes the static units."""
+        window = self.truncation is not None and self.truncation.static == "window"
+        return self._window.ever_kept if window else self._window.newest
+
+    def _refresh(self) -> None:
+        """Truncate by the newest check."""
+        newest = self.history[-1]
+        masks = gate_masks(self.model, self.units.groups, self._static().kept) if newest.truncated else {}
+        self._hook.set_truncation(masks, newest.chi)
+
+
+def _find(model: nn.Module, units: str | Units, example_inputs: ExampleInputs | None) -> Units:
+    if isinstance(units, Units):
+        return units
+    if units != "channels":
+        raise ConfigError(f"unknown units {units!r}: choose 'channels', or give what find_channels returns")
+    if example_inputs is None:
+        raise ConfigError("channels are found by tracing: give example_inputs, such as one batch")
+    return find_channels(model, example_inputs)

@@ -1,0 +1,279 @@
+"""The ticket: the mask at emergence and where it came from, saved with safetensors, applied to a model as a mask."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from earlyworm.errors import TicketError
+from earlyworm.inputs import unwrap
+from earlyworm.masks import Mask
+from earlyworm.surgery import mask_units_
+from earlyworm.units import Slice, UnitGroup, Units, gate_masks, named_tensors
+
+FORMAT = "earlyworm.ticket"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """The mask at emergence plus where it came from.
+
+    A ticket carries the places of its units in the model's tensors, so applying it or compacting by it traces nothing.
+
+    Attributes:
+        mask: Which units are kept.
+        units: The units of the model that the mask is over.
+        scores: float32 [group size] per group name, the scores that the mask was made from.
+        structure: Shape per tensor name of the model, its fingerprint.
+        method: How it was searched for, in words.
+        pruning_ratio: The fraction of units that was asked to be removed.
+        step: Optimizer steps before the mask was taken.
+        emerged: Whether it emerged, or was drawn by force.
+        distances: Distance of the mask to each older one in the window, oldest first.
+        versions: Versions of the libraries at work.
+    """
+
+    mask: Mask
+    units: Units
+    scores: dict[str, Tensor]
+    structure: dict[str, tuple[int, ...]]
+    method: str
+    pruning_ratio: float
+    step: int
+    emerged: bool
+    distances: tuple[float, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def check_fits(self, model: nn.Module) -> None:
+        """Make sure that `model` has the structure that the ticket was drawn from.
+
+        Raises:
+            TicketError: If it has not; the message names the first difference.
+        """
+        found = fingerprint(model)
+        for name, shape in self.structure.items():
+            if name not in found:
+                raise TicketError(f"the ticket is for another model: this one has no tensor {name!r}")
+            if found[name] != shape:
+                raise TicketError(
+                    f"the ticket is for another model: {name!r} is {list(shape)} in the ticket and "
+                    f"{list(found[name])} in this one"
+                )
+        for name in found:
+            if name not in self.structure:
+                raise TicketError(f"the ticket is for another model: it knows no tensor {name!r}")
+
+    def apply(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> AppliedTicket:
+        """Mask `model` in place: every gate of a removed unit is zero, and stays zero while training goes on.
+
+        Zeros are restored before every forward pass and in every `state_dict`, and the gradients of masked entries
+        are zeroed. An optimizer that already carries momentum could still move them between its step and the next
+        forward pass; give it here, and they are restored right after its step too.
+
+        Args:
+            model: A model of the structure that the ticket was drawn from.
+            optimizers: Optimizers after whose steps the zeros are restored.
+
+        Returns:
+            A handle; its `remove()` lets the masked entries move again.
+
+        Raises:
+            TicketError: If the ticket is for another model.
+        """
+        model = unwrap(model)
+        self.check_fits(model)
+        mask_units_(model, self.units.groups, self.mask.kept)
+        return AppliedTicket(model, gate_masks(model, self.units.groups, self.mask.kept), optimizers)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ticket as one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        groups = [_pack_group(group, f"group.{i}", tensors) for i, group in enumerate(self.units.groups)]
+        removable = None
+        if self.units.removable is not self.units.groups:
+            removable = [_pack_group(group, f"removable.{i}", tensors) for i, group in enumerate(self.units.removable)]
+        for i, (name, kept) in enumerate(self.mask.kept.items()):
+            tensors[f"mask.{i}"] = kept.clone()
+            tensors[f"score.{i}"] = self.scores[name].detach().to("cpu", torch.float32).contiguous()
+        described = {
+            "groups": groups,
+            "removable": removable,
+            "skipped": self.units.skipped,
+            "structure": self.structure,
+            "method": self.method,
+            "pruning_ratio": self.pruning_ratio,
+            "step": self.step,
+            "emerged": self.emerged,
+            "distances": self.distances,
+            "versions": self.versions,
+        }
+        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "ticket": json.dumps(described)}
+        write_atomically(Path(path), save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a ticket that `save` wrote.
+
+        Raises:
+            TicketError: If the file is missing, damaged, or not a ticket that this version can read.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise TicketError(f"there is no ticket at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError) as error:
+            raise TicketError(f"{path} is damaged or not a ticket ({error}): draw it again") from error
+        if metadata.get("format") != FORMAT:
+            raise TicketError(f"{path} is a safetensors file, but not a ticket")
+        if metadata["version"] != str(FORMAT_VERSION):
+            raise TicketError(
+                f"{path} has format version {metadata['version']}, but this version of earlyworm reads "
+                f"{FORMAT_VERSION}: draw it again"
+            )
+        try:
+            return cls._from_parts(json.loads(metadata["ticket"]), tensors)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise TicketError(f"{path} is damaged ({error!r}): draw it again") from error
+
+    @classmethod
+    def _from_parts(cls, described: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        groups = tuple(_unpack_group(group, tensors) for group in described["groups"])
+        removable = groups
+        if described["removable"] is not None:
+            removable = tuple(_unpack_group(group, tensors) for group in described["removable"])
+        return cls(
+            mask=Mask.from_groups({group.name: tensors[f"mask.{i}"] for i, group in enumerate(groups)}),
+            units=Units(groups, removable, described["skipped"]),
+            scores={group.name: tensors[f"score.{i}"] for i, group in enumerate(groups)},
+            structure={name: tuple(shape) for name, shape in described["structure"].items()},
+            method=described["method"],
+            pruning_ratio=described["pruning_ratio"],
+            step=described["step"],
+            emerged=described["emerged"],
+            distances=tuple(described["distances"]),
+            versions=described["versions"],
+        )
+
+    def with_mask(self, mask: Mask) -> Ticket:
+        """The same ticket with another mask over the same units."""
+        return replace(self, mask=mask)
+
+
+class AppliedTicket:
+    """Holds masked entries of a model at zero until `remove` is called."""
+
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    ) -> None:
+        hold = HoldAtZero(masks)
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(hold),
+            model.register_state_dict_pre_hook(hold),  # type: ignore[no-untyped-call]  # torch's own
+        ]
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: hold(model)))
+        tensors = named_tensors(model)
+        for name, mask in masks.items():
+            if tensors[name].requires_grad:
+                self._handles.append(_zero_gradient(tensors[name], mask))
+
+    def remove(self) -> None:
+        """Let the masked entries move again; they start from zero."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _zero_gradient(parameter: Tensor, mask: Tensor) -> RemovableHandle:
+    """Multiply the gradients of `parameter` by `mask` from now on."""
+    handle: RemovableHandle = parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+    return handle
+
+
+class HoldAtZero:
+    """A forward pre-hook and state-dict pre-hook that zeroes the masked entries of the module that it is called on.
+
+    It finds them by name, so that a deep copy of the module carries a hook that acts on the copy.
+    """
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+
+    def __call__(self, module: nn.Module, *_: object) -> None:
+        """Zero the masked entries of `module`."""
+        for name, mask in self.masks.items():
+            path, _dot, attribute = name.rpartition(".")
+            tensor = getattr(module.get_submodule(path), attribute)
+            tensor.data.mul_(mask.to(tensor.device))  # .data: a backward pass may still be pending
+
+    @staticmethod
+    def strip_(module: nn.Module) -> None:
+        """Remove all such hooks from `module`."""
+        for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HoldAtZero)]:
+                del hooks[key]
+
+
+def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer by name."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment it is either the old one or the new one, whole.
+
+    Raises:
+        OSError: If it cannot be written; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _pack_group(group: UnitGroup, key: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A group as JSON; index tensors that are not plain ranges go to `tensors`."""
+    slices = []
+    for i, piece in enumerate(group.slices):
+        packed: dict[str, Any] = {name: value for name, value in vars(piece).items() if not isinstance(value, Tensor)}
+        for name, index in (("positions", piece.positions), ("units", piece.units)):
+            start, count = int(index[0]), index.numel()
+            if torch.equal(index, torch.arange(start, start + count)):
+                packed[name] = [start, count]
+            else:
+                packed[name] = f"{key}.{i}.{name}"
+                tensors[packed[name]] = index.to(torch.int32)
+        slices.append(packed)
+    return {"name": group.name, "size": group.size, "slices": slices}
+
+
+def _unpack_group(packed: dict[str, Any], tensors: dict[str, Tensor]) -> UnitGroup:
+    def index(value: str | list[int]) -> Tensor:
+        if isinstance(value, str):
+            return tensors[value].long()
+        start, count = value
+        return torch.arange(start, start + count)
+
+    slices = tuple(
+        Slice(**{**piece, "positions": index(piece["positions"]), "units": index(piece["units"])})
+        for piece in packed["slices"]
+    )
+    return UnitGroup(packed["name"], packed["size"], slices)

@@ -1,0 +1,201 @@
+"""Trace a network and read its coupled channels as units; the only file that knows torch-pruning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch_pruning.ops import OPTYPE
+
+from earlyworm.errors import UnitsError
+from earlyworm.inputs import ExampleInputs, call_model, floating_tensors
+from earlyworm.units import Role, Slice, UnitGroup, make_slice
+
+_CONVS = (nn.modules.conv._ConvNd,)
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm)
+_IS_OUTPUT = "its channels are the model's output"
+
+
+def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[list[UnitGroup], dict[str, str]]:
+    """Trace `model` and group its coupled channels.
+
+    Args:
+        model: A model whose parameters all require gradients; it is switched to eval mode.
+        example_inputs: What its forward takes.
+
+    Returns:
+        The groups in the order of the modules, and the layers that are left out with the reason.
+
+    Raises:
+        UnitsError: If the forward fails on the example inputs.
+    """
+    graph = tp.DependencyGraph()
+    with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        try:
+            graph.build_dependency(
+                model,
+                example_inputs,
+                forward_fn=call_model,
+                output_transform=lambda output: list(floating_tensors(output)),
+                customized_pruners={},
+                ignored_layers=[],
+                ignored_params=[],
+                verbose=False,
+            )
+        except Exception as error:
+            raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}") from error
+
+    groups: list[UnitGroup] = []
+    skipped: dict[str, str] = {}
+    visited: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, (*_CONVS, nn.Linear)) or module in visited:
+            continue
+        if module not in graph.module2node:
+            skipped[name] = "the forward on the example inputs does not use it"
+            continue
+        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        group = _Group(graph, graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels,
+                                                      list(range(width))))  # fmt: skip
+        visited.update(group.producers())
+        if reason := group.reason_to_skip():
+            if reason != _IS_OUTPUT:
+                skipped[name] = reason
+            continue
+        unit_group = group.read(name)
+        if unit_group.size < 2:
+            skipped[name] = "its channels can only be removed all together"
+        else:
+            groups.append(unit_group)
+    return groups, skipped
+
+
+class _Group:
+    """One of torch-pruning's groups of coupled layers, read as units."""
+
+    def __init__(self, graph: Any, group: Any) -> None:
+        self.graph = graph
+        self.items = [(item.dep.target, item.dep.handler, item.idxs, item.root_idxs) for item in group.items]
+        self.width = 1 + max(group[0].idxs)
+
+    def producers(self) -> Iterator[nn.Module]:
+        """The layers whose output channels the group holds."""
+        for node, handler, _, _ in self.items:
+            if isinstance(node.module, (*_CONVS, nn.Linear)) and self._is_output_side(node, handler):
+                yield node.module
+
+    def reason_to_skip(self) -> str | None:
+        """Why the group cannot be removed exactly, as far as the graph tells; None if it can."""
+        for node, handler, positions, roots in self.items:
+            module = node.module
+            if node.type == OPTYPE.OUTPUT or (not node.outputs and self._is_output_side(node, handler)):
+                return _IS_OUTPUT
+            if isinstance(module, _MIXING_NORMS):
+                return f"its channels pass {node.name.split(' ')[0]}, which normalises across channels"
+            if isinstance(module, (nn.MultiheadAttention, nn.Embedding, nn.LSTM)):
+                return f"its channels pass a {type(module).__name__}, which is not a convolutional unit"
+            if any(root is None for root in roots):
+                return f"its channels cannot be followed through {node.name.split(' ')[0]}"
+            if isinstance(module, _CONVS) and module.groups > 1:
+                if _is_depthwise(module):
+                    if not node.inputs:
+                        return "its channels are the image's"
+                elif module.transposed:
+                    return "grouped transposed convolutions are not supported"
+                elif len(set(positions)) != (
+                    module.out_channels if self._is_output_side(node, handler) else module.in_channels
+                ):
+                    return f"only some of its channels pass the grouped convolution {node.name.split(' ')[0]}"
+        return None
+
+    def read(self, name: str) -> UnitGroup:
+        """The group as units with their slices."""
+        unit_of = self._units()
+        slices: dict[tuple[str, int], Slice] = {}
+        for node, handler, positions, roots in self.items:
+            units = [unit_of[root] for root in roots]
+            for piece in self._slices(node, self._is_output_side(node, handler), positions, units):
+                slices.setdefault((piece.tensor, piece.dim), piece)
+        return UnitGroup(name, 1 + max(unit_of), tuple(slices.values()))
+
+    def _units(self) -> list[int]:
+        """The unit of each root channel: channels at the same place of a grouped convolution's groups are one."""
+        parent = list(range(self.width))
+
+        def find(channel: int) -> int:
+            while parent[channel] != channel:
+                channel = parent[channel]
+            return channel
+
+        for node, handler, positions, roots in self.items:
+            module = node.module
+            if isinstance(module, _CONVS) and module.groups > 1 and not _is_depthwise(module):
+                width = module.out_channels if self._is_output_side(node, handler) else module.in_channels
+                first: dict[int, int] = {}
+                for position, root in zip(positions, roots, strict=True):
+                    a, b = find(first.setdefault(position % (width // module.groups), root)), find(root)
+                    parent[max(a, b)] = min(a, b)
+        leaders = sorted({find(channel) for channel in range(self.width)})
+        number = {leader: unit for unit, leader in enumerate(leaders)}
+        return [number[find(channel)] for channel in range(self.width)]
+
+    def _slices(self, node: Any, is_output: bool, positions: list[int], units: list[int]) -> Iterator[Slice]:
+        """What goes from one layer's tensors when units go."""
+        module = node.module
+        if isinstance(module, nn.Parameter):
+            name = self.graph._param_to_name[module]
+            yield make_slice(name, node.pruning_dim % module.dim(), positions, units, "input")
+            return
+        if not isinstance(module, (*_CONVS, *_CHANNEL_NORMS, nn.Linear, nn.PReLU)):
+            return
+        prefix = self.graph._module2name[module]
+        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        transposed = int(isinstance(module, _CONVS) and module.transposed)
+        if isinstance(module, (*_CONVS, nn.Linear)) and (is_output or _is_depthwise(module)):
+            bare = not self._is_normalised(node)
+            yield make_slice(
+                f"{prefix}.weight", 0 if _is_depthwise(module) else transposed, positions, units, "filter", bare
+            )
+            if "bias" in tensors:
+                yield make_slice(f"{prefix}.bias", 0, positions, units, "bias", bare)
+        elif isinstance(module, (*_CONVS, nn.Linear)):
+            # A grouped convolution's weight holds the inputs of one group; those of the others are the same units.
+            inputs = int(module.weight.shape[1 - transposed])
+            local = {position % inputs: unit for position, unit in zip(positions, units, strict=True)}
+            yield make_slice(f"{prefix}.weight", 1 - transposed, list(local), list(local.values()), "input")
+        else:
+            roles: dict[str, Role] = {"weight": "scale", "bias": "shift"}
+            for attribute, tensor in tensors.items():
+                if tensor.dim() and tensor.shape[0] > 1:
+                    gate = isinstance(module, _BATCH_NORMS) and attribute in roles
+                    role: Role = roles.get(attribute, "statistic") if gate else "statistic"
+                    yield make_slice(f"{prefix}.{attribute}", 0, positions, units, role, gate)
+
+    def _is_output_side(self, node: Any, handler: Any) -> bool:
+        """Whether an item removes what a layer produces, and not what it reads."""
+        pruner = self.graph.get_pruner_of_module(node.module)
+        return bool(handler == pruner.prune_out_channels)
+
+    def _is_normalised(self, node: Any) -> bool:
+        """Whether all that a layer produces passes a batch norm's scale and shift before another layer reads it."""
+        pending, seen = list(node.outputs), set()
+        while pending:
+            follower = pending.pop()
+            if follower in seen or (isinstance(follower.module, _BATCH_NORMS) and follower.module.affine):
+                continue
+            if not follower.outputs or isinstance(follower.module, (*_CONVS, nn.Linear)):
+                return False
+            seen.add(follower)
+            pending.extend(follower.outputs)
+        return True
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, _CONVS) and 1 < module.groups == module.in_channels == module.out_channels

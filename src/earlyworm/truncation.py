@@ -1,0 +1,139 @@
+"""Gradient truncation: from mask distances to chi, and the scaling of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from earlyworm.errors import ConfigError
+
+Static = Literal["latest", "window"]
+
+
+class Truncation(Protocol):
+    """A schedule of chi. `static` says which units it acts on: those that the newest mask removes, or every mask."""
+
+    @property
+    def static(self) -> Static:
+        """`"latest"`: what the newest mask removes. `"window"`: what every mask of the window removes."""
+
+    def chi_after(self, distances: Sequence[float]) -> float:
+        """Chi from the newest check on.
+
+        Args:
+            distances: The mean mask distance at every check so far, newest last, each in [0, 1]; 1 while the window
+                was not yet full.
+        """
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same chi from the first mask on ("gradient clipped" in WORM's ablation).
+
+    Attributes:
+        chi: What gradients of static units are multiplied by, in [0, 1].
+        static: Which units are static.
+    """
+
+    chi: float = 0.1
+    static: Static = "latest"
+
+    def __post_init__(self) -> None:
+        _check("chi", self.chi)
+        _check_static(self.static)
+
+    def chi_after(self, distances: Sequence[float]) -> float:
+        """Chi, whatever the distances."""
+        return self.chi
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Chi is the mean distance itself (WORM's ablation).
+
+    Attributes:
+        static: Which units are static.
+    """
+
+    static: Static = "latest"
+
+    def __post_init__(self) -> None:
+        _check_static(self.static)
+
+    def chi_after(self, distances: Sequence[float]) -> float:
+        """The newest mean distance, at most 1."""
+        return min(1.0, distances[-1])
+
+
+@dataclass(frozen=True)
+class Worm:
+    """Truncate once the mean distance has fallen below the trigger, and from then on (arXiv 2406.11872).
+
+    Attributes:
+        trigger: The mean distance below which truncation starts, in [0, 1].
+        chi: What gradients of static units are multiplied by from then on, in [0, 1].
+        static: Which units are static.
+        greedy_first: Whether chi is the mean distance until then, as for transformers, and not 1.
+
+    Example:
+        >>> Worm(trigger=0.15, chi=0.003).chi_after([1.0, 0.2])
+        1.0
+        >>> Worm(trigger=0.15, chi=0.003).chi_after([1.0, 0.2, 0.14, 0.16])
+        0.003
+    """
+
+    trigger: float = 0.15
+    chi: float = 0.003
+    static: Static = "latest"
+    greedy_first: bool = False
+
+    def __post_init__(self) -> None:
+        _check("trigger", self.trigger)
+        _check("chi", self.chi)
+        _check_static(self.static)
+
+    def chi_after(self, distances: Sequence[float]) -> float:
+        """Chi if any distance was below the trigger, else 1 (or the newest distance)."""
+        if any(distance < self.trigger for distance in distances):
+            return self.chi
+        return min(1.0, distances[-1]) if self.greedy_first else 1.0
+
+
+def truncation_factor(kept: Tensor, chi: float, dtype: torch.dtype) -> Tensor:
+    """What a gradient is multiplied by: `m + chi * (1 - m)` (arXiv 2406.11872).
+
+    Args:
+        kept: The mask m, bool of any shape that broadcasts against the gradient.
+        chi: In [0, 1].
+        dtype: The gradient's dtype.
+
+    Returns:
+        1 where kept, chi elsewhere; shape and device of `kept`.
+    """
+    return torch.where(kept, 1.0, chi).to(dtype)
+
+
+@torch.no_grad()
+def truncate_(gradients: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
+    """Multiply every gradient by its factor, in place and in one fused operation.
+
+    Args:
+        gradients: Gradients of any shapes.
+        factors: For each of them a tensor that broadcasts against it, see `truncation_factor`.
+    """
+    if gradients:
+        torch._foreach_mul_(list(gradients), list(factors))
+
+
+def _check(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value}, but must be in [0, 1]")
+
+
+def _check_static(static: str) -> None:
+    if static not in ("latest", "window"):
+        raise ConfigError(f"static is {static!r}, but must be 'latest' or 'window'")

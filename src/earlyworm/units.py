@@ -1,0 +1,134 @@
+"""What is kept or removed as one: units, and where in a model's tensors each of them lives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from earlyworm.errors import UnitsError
+
+Role = Literal["scale", "shift", "filter", "bias", "statistic", "input"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """Where the units of one group live in one dimension of one tensor.
+
+    Position `positions[i]` along dimension `dim` belongs to unit `units[i]`. A unit may own several positions (a
+    channel that was flattened), and other positions of the tensor may belong to other groups (a concatenation).
+
+    Attributes:
+        tensor: Qualified name of a parameter or buffer.
+        dim: The dimension that is sliced.
+        positions: int64 [k], positions along `dim`, ascending.
+        units: int64 [k], the unit of each position, in [0, group size).
+        role: What the tensor does for the unit: `scale` and `shift` of a normalisation, `filter` and `bias` of the
+            layer that produces it, a running `statistic`, or `input` of a layer that reads it.
+        gate: Whether masking the unit zeroes this slice. Zeroing all gates of a unit makes the network compute what
+            it would compute without the unit.
+    """
+
+    tensor: str
+    dim: int
+    positions: Tensor
+    units: Tensor
+    role: Role
+    gate: bool = False
+
+
+def make_slice(tensor: str, dim: int, positions: list[int], units: list[int], role: Role, gate: bool = False) -> Slice:
+    """A `Slice` from plain lists, brought into ascending order of positions."""
+    order = torch.argsort(torch.tensor(positions))
+    return Slice(tensor, dim, torch.tensor(positions)[order], torch.tensor(units)[order], role, gate)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGroup:
+    """All units that live in one place, in order.
+
+    Attributes:
+        name: Names the place: the layers that produce the units.
+        size: Number of units.
+        slices: Everything that goes when a unit is removed.
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+
+    def gates(self) -> Iterator[Slice]:
+        """The slices that masking a unit zeroes."""
+        return (piece for piece in self.slices if piece.gate)
+
+    def with_role(self, role: Role) -> Iterator[Slice]:
+        """The slices that have `role`."""
+        return (piece for piece in self.slices if piece.role == role)
+
+    def positions_per_unit(self) -> int:
+        """How many channels one unit is made of (more than one in grouped convolutions)."""
+        widths = [len(piece.positions) for piece in self.slices if piece.dim == 0 and piece.role != "input"]
+        return max(1, max(widths, default=self.size) // self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of one model.
+
+    Attributes:
+        groups: What is scored and masked.
+        removable: What can be cut out. The same groups, unless channels are masked independently of the layers that
+            they are coupled with: then a unit can be cut out only where every gate of it is masked.
+        skipped: Layers whose channels are left out, with the reason.
+    """
+
+    groups: tuple[UnitGroup, ...]
+    removable: tuple[UnitGroup, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of units per group name."""
+        return {group.name: group.size for group in self.groups}
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by qualified name; a tied parameter appears under every name it has."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spread a mask over units onto the tensors that gate them.
+
+    Args:
+        model: The model that the groups describe.
+        groups: Unit groups.
+        kept: One boolean tensor [group size] per group name; True is kept.
+
+    Returns:
+        Per tensor name a boolean mask on the tensor's device that broadcasts against it: True where it is kept.
+
+    Raises:
+        UnitsError: If the model lacks one of the tensors.
+    """
+    tensors = named_tensors(model)
+    masks: dict[str, Tensor] = {}
+    for group in groups:
+        removed = ~kept[group.name]
+        for piece in group.gates():
+            tensor = tensors.get(piece.tensor)
+            if tensor is None:
+                raise UnitsError(f"the model has no tensor {piece.tensor!r}: these units belong to another model")
+            if piece.tensor not in masks:
+                shape = [1] * tensor.dim()
+                shape[piece.dim] = tensor.shape[piece.dim]
+                masks[piece.tensor] = torch.ones(shape, dtype=torch.bool, device=tensor.device)
+            gone = piece.positions[removed.to(piece.units.device)[piece.units]]
+            masks[piece.tensor].view(-1)[gone.to(tensor.device)] = False
+    return masks
