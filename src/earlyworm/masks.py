@@ -54,7 +54,7 @@ class Mask:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
             return NotImplemented
-        return dict(self.sizes) == dict(other.sizes) and torch.equal(self.flat, other.flat)
+        return _same_units(self, other) and torch.equal(self.flat, other.flat)
 
     __hash__ = None  # type: ignore[assignment]  # compares by value, holds a tensor
 
@@ -67,13 +67,14 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
     Args:
         scores: One tensor [group size] of finite, non-negative numbers per group name.
         pruning_ratio: Fraction of all units to remove, in [0, 1).
-        min_units: How many units of every group must stay.
+        min_units: How many units of every group must stay, at least 0.
 
     Returns:
         The mask.
 
     Raises:
-        ConfigError: If the ratio is outside [0, 1) or would leave a group with fewer than `min_units`.
+        ConfigError: If the ratio is outside [0, 1) or would leave a group with fewer than `min_units`, or that is
+            negative.
         SearchError: If a score is not finite.
 
     Example:
@@ -83,17 +84,19 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
     """
     if not 0 <= pruning_ratio < 1:
         raise ConfigError(f"pruning_ratio is {pruning_ratio}, but must be in [0, 1); it is the fraction removed")
+    if min_units < 0:
+        raise ConfigError(f"min_units is {min_units}, but must be at least 0")
     sizes = {name: score.numel() for name, score in scores.items()}
     flat = torch.cat([score.detach().flatten().float() for score in scores.values()]).cpu()
     if not torch.isfinite(flat).all():
-        bad = next(name for name, score in scores.items() if not torch.isfinite(score).all())
+        bad = next(name for name, score in scores.items() if not torch.isfinite(score.float()).all())
         raise SearchError(f"the scores of {bad!r} are not finite: has training diverged? lower the learning rate")
-    remove = math.floor(pruning_ratio * flat.numel() + 1e-9)  # 0.3 * 10 is 3 units, not 2.999...
+    remove = math.floor(pruning_ratio * flat.numel() * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
     removable = sum(max(0, size - min_units) for size in sizes.values())
     if remove > removable:
         raise ConfigError(
             f"pruning_ratio {pruning_ratio} removes {remove} of {flat.numel()} units, but at least {min_units} of each "
-            f"of the {len(sizes)} groups must stay: at most {removable / flat.numel():.3f} is possible"
+            f"of the {len(sizes)} groups must stay: at most {_floor(removable / flat.numel())} is possible"
         )
     order = _ascending(flat)
     rank = torch.empty_like(order)
@@ -104,6 +107,11 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
     kept = torch.ones(flat.numel(), dtype=torch.bool)
     kept[rank.argsort()[:remove]] = False
     return Mask(kept, sizes)
+
+
+def _floor(ratio: float) -> str:
+    """Three digits of `ratio`, rounded down so that it is possible itself."""
+    return f"{math.floor(1000 * ratio) / 1000:.3f}"
 
 
 def _ascending(flat: Tensor) -> Tensor:
@@ -117,6 +125,11 @@ def mask_distance(a: Mask, b: Mask) -> float:
     Raises:
         SearchError: If the masks are over different units.
     """
-    if dict(a.sizes) != dict(b.sizes):
+    if not _same_units(a, b):
         raise SearchError("the masks are over different units: compare masks of one search")
     return int((a.flat != b.flat).sum()) / a.units
+
+
+def _same_units(a: Mask, b: Mask) -> bool:
+    """Whether two masks are over the same groups in the same order."""
+    return list(a.sizes.items()) == list(b.sizes.items())

@@ -102,10 +102,22 @@ def score_units(model: nn.Module, groups: tuple[UnitGroup, ...], score: Score) -
         score: The score.
 
     Returns:
-        One tensor [group size] per group name.
+        One float32 tensor [group size] on the CPU per group name; it shares no memory with the model.
+
+    Raises:
+        UnitsError: If the model lacks a tensor of the groups, or the score has not one number per unit.
     """
     tensors = named_tensors(model)
-    return {group.name: score(tensors, group) for group in groups}
+    scores = {}
+    for group in groups:
+        found = score(tensors, group)
+        if found.shape != (group.size,):
+            raise UnitsError(
+                f"the score of {group.name!r} has shape {list(found.shape)}, but must be one number for each of its "
+                f"{group.size} units"
+            )
+        scores[group.name] = found.detach().to("cpu", torch.float32, copy=True)
+    return scores
 
 
 def _mean_over_members(group: UnitGroup, role: Role, values: Callable[[str, int], Tensor]) -> Tensor:

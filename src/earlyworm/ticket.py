@@ -95,8 +95,29 @@ class Ticket:
         mask_units_(model, self.units.groups, self.mask.kept)
         return AppliedTicket(model, gate_masks(model, self.units.groups, self.mask.kept), optimizers)
 
+    def describe(self) -> str:
+        """What the ticket is, in words."""
+        how = "emerged" if self.emerged else "was drawn by force"
+        distances = ", ".join(f"{distance:.3f}" for distance in self.distances) or "none"
+        kept = {name: f"{int(mask.sum())} of {mask.numel()}" for name, mask in self.mask.kept.items()}
+        width = max(len(name) for name in kept)
+        return "\n".join(
+            [
+                f"A ticket that {how} after {self.step} optimizer steps of {self.method}.",
+                f"It keeps {self.mask.units_kept} of {self.mask.units} units (pruning ratio {self.pruning_ratio:g}); mask "
+                f"distances in the window: {distances}.",
+                *(f"  {name:{width}}  {numbers}" for name, numbers in kept.items()),
+                *(f"  {name} is left out: {reason}" for name, reason in self.units.skipped.items()),
+                "Made with " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + ".",
+            ]
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ticket as one safetensors file, atomically."""
+        write_atomically(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
         tensors: dict[str, Tensor] = {}
         groups = [_pack_group(group, f"group.{i}", tensors) for i, group in enumerate(self.units.groups)]
         removable = None
@@ -118,7 +139,7 @@ class Ticket:
             "versions": self.versions,
         }
         metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "ticket": json.dumps(described)}
-        write_atomically(Path(path), save(tensors, metadata))
+        return save(tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

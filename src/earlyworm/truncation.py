@@ -114,7 +114,7 @@ def truncation_factor(kept: Tensor, chi: float, dtype: torch.dtype) -> Tensor:
     Returns:
         1 where kept, chi elsewhere; shape and device of `kept`.
     """
-    return torch.where(kept, 1.0, chi).to(dtype)
+    return torch.full(kept.shape, chi, dtype=dtype, device=kept.device).masked_fill_(kept, 1)
 
 
 @torch.no_grad()

@@ -95,12 +95,19 @@ class Units:
         return {group.name: group.size for group in self.groups}
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+class NamedTensors(dict[str, Tensor]):
+    """Tensors by qualified name."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UnitsError(f"the model has no tensor {name!r}: these units belong to another model")
+
+
+def named_tensors(model: nn.Module) -> NamedTensors:
     """All parameters and buffers by qualified name; a tied parameter appears under every name it has."""
-    return {
+    return NamedTensors(
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    )
 
 
 def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,9 +129,7 @@ def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, 
     for group in groups:
         removed = ~kept[group.name]
         for piece in group.gates():
-            tensor = tensors.get(piece.tensor)
-            if tensor is None:
-                raise UnitsError(f"the model has no tensor {piece.tensor!r}: these units belong to another model")
+            tensor = tensors[piece.tensor]
             if piece.tensor not in masks:
                 shape = [1] * tensor.dim()
                 shape[piece.dim] = tensor.shape[piece.dim]

@@ -1,0 +1,153 @@
+"""The command: run, report, inspect. Nothing heavy is imported before the options are known to be good."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from earlyworm.config import RunConfig
+from earlyworm.errors import EarlywormError, RunError
+
+COMMANDS = ("run", "report", "inspect")
+_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+_SEPARATOR = "─" * 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html anew from the saved result of a run."""
+
+    path: Path
+    """The directory of the run."""
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Describe a ticket or a run in words."""
+
+    path: Path
+    """A ticket, or the directory of a run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 after an error, 2 for wrong options, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parse(arguments)
+        if isinstance(options, RunConfig):
+            _run(options, shlex.join(["earlyworm", *arguments]))
+        elif isinstance(options, Report):
+            _report(options.path)
+        else:
+            _inspect(options.path)
+    except EarlywormError as error:
+        print(f"earlyworm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("earlyworm: stopped; the same command goes on from the last check", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left
+        return 1
+    return 0
+
+
+def _parse(arguments: list[str]) -> RunConfig | Report | Inspect:
+    """The options as one of the dataclasses; wrong ones end the process with one line and status 2."""
+    import tyro
+
+    positional = tyro.conf.Positional
+    subcommand = tyro.conf.subcommand
+    commands: Any = (
+        Annotated[RunConfig, subcommand("run", prefix_name=False)]
+        | Annotated[positional[Report], subcommand("report", prefix_name=False)]
+        | Annotated[positional[Inspect], subcommand("inspect", prefix_name=False)]
+    )
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            options: RunConfig | Report | Inspect = tyro.cli(
+                commands, prog="earlyworm", args=arguments, description="Cheaper training through early tickets."
+            )
+            return options
+    except SystemExit as leaving:
+        if leaving.code:
+            print(f"earlyworm: {_one_line(shown.getvalue(), arguments)}", file=sys.stderr)
+        raise
+
+
+def _one_line(shown: str, arguments: list[str]) -> str:
+    """The first paragraph of the option parser's message, with the nearest valid names."""
+    lines = [line.strip("│╭╮╰╯ \n") for line in shown.splitlines()]
+    body = lines[1 : next((i for i, line in enumerate(lines) if _SEPARATOR in line and i), len(lines))]
+    message = " ".join(line for line in body if line)
+    near = [word for line in lines[len(body) + 1 :] for word in line.split() if word.startswith("--")][:1]
+    if "invalid choice" in message.lower():
+        quoted = message.split("'")[1::2]
+        near = difflib.get_close_matches(quoted[0], quoted[1:], n=1) if quoted else []
+    elif near and near[0] in ("--help", *arguments):
+        near = []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{message.rstrip('.')}{hint} (earlyworm --help lists the options)"
+
+
+def _run(config: RunConfig, command: str) -> None:
+    """`earlyworm run`."""
+    from rich.console import Console
+
+    from earlyworm.display import Display
+    from earlyworm.experiment import run
+    from earlyworm.report import result_table, summary
+
+    with Display() as display:
+        result = run(config, display, command)
+    if int(os.environ.get("RANK", "0")):
+        return  # the first process tells
+    directory = Path(config.output) / config.directory_name()
+    console = Console()
+    if result.ticket is not None:
+        console.print(result_table(result))
+    console.print(summary(result), soft_wrap=True, highlight=False)
+    console.print(f"report: {directory / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def _report(path: Path) -> None:
+    """`earlyworm report`."""
+    from earlyworm.report import write_report
+    from earlyworm.run_directory import RunDirectory
+
+    directory = RunDirectory(path)
+    result = directory.read_result()
+    try:
+        write_report(result, directory.report)
+    except OSError as error:
+        raise RunError(f"cannot write {directory.report} ({error.strerror}): make room, or make it writable") from error
+    print(directory.report)
+
+
+def _inspect(path: Path) -> None:
+    """`earlyworm inspect`."""
+    from rich.console import Console
+
+    console = Console()
+    if path.is_dir():
+        from earlyworm.report import describe_run
+        from earlyworm.run_directory import RunDirectory
+
+        console.print(describe_run(RunDirectory(path).read_result()), soft_wrap=True, highlight=False)
+    else:
+        from earlyworm.ticket import Ticket
+
+        console.print(Ticket.load(path).describe(), soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

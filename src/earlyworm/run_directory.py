@@ -1,0 +1,211 @@
+"""The directory of a run: what lies where, and the compacted network that it holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from earlyworm.checkpoint import Checkpoints
+from earlyworm.compaction import compact
+from earlyworm.config import RunConfig
+from earlyworm.errors import RunError
+from earlyworm.models import build_model, load_weights, replace_classifier
+from earlyworm.results import RunResult
+from earlyworm.ticket import Ticket, write_atomically
+
+_FILES = ("config.json", "result.json", "ticket.safetensors", "model.safetensors", "report.html")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where everything of one run lies.
+
+    Attributes:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / "config.json"
+
+    @property
+    def result(self) -> Path:
+        """The result; it exists once the run has ended."""
+        return self.path / "result.json"
+
+    @property
+    def ticket(self) -> Path:
+        """The ticket."""
+        return self.path / "ticket.safetensors"
+
+    @property
+    def model(self) -> Path:
+        """The weights of the compacted network."""
+        return self.path / "model.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints."""
+        return Checkpoints(self.path / "checkpoint")
+
+    @property
+    def trackers(self) -> Path:
+        """What trackers write."""
+        return self.path / "track"
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make the directory, or make sure that it belongs to the same run; `overwrite` empties it first.
+
+        Raises:
+            RunError: If something else lies there, or it cannot be written.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path} is a file: choose another --output")
+            if self.path.is_dir() and any(self.path.iterdir()):
+                self._check_same_run(config)
+                if config.overwrite:
+                    self._clear()
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                write_atomically(self.config, (json.dumps(asdict(config), indent=1) + "\n").encode())
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
+
+    def read_config(self) -> RunConfig:
+        """The settings of the run.
+
+        Raises:
+            RunError: If this is not the directory of a run.
+        """
+        try:
+            return RunConfig.from_dict(json.loads(self.config.read_text()))
+        except FileNotFoundError as error:
+            raise RunError(f"{self.path} is not the directory of a run: it has no config.json") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{self.config} is damaged ({error}): remove {self.path}, or choose another") from error
+
+    def read_result(self) -> RunResult:
+        """The result of the run.
+
+        Raises:
+            RunError: If it has none yet, or it is damaged.
+        """
+        try:
+            return RunResult.from_json(self.result.read_text(), str(self.result))
+        except FileNotFoundError as error:
+            self.read_config()
+            raise RunError(f"{self.path} has no result yet: give the same command again to finish the run") from error
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write one of the files, atomically.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {path} ({error.strerror}): make room or choose another --output; the same command goes "
+                "on from the last checkpoint"
+            ) from error
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        if not self.config.exists():
+            raise RunError(f"{self.path} holds something that is not a run: choose another --output")
+        found = self.read_config()
+        if found.settings() != config.settings():
+            name = next(name for name, value in config.settings().items() if found.settings()[name] != value)
+            raise RunError(f"{self.path} holds another run, with another {name}: choose another --output")
+
+    def _clear(self) -> None:
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints.folder, self.trackers):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_weights(model: nn.Module) -> bytes:
+    """The parameters and buffers of `model` as a safetensors file; a tied tensor is stored under each of its names."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()})
+
+
+def build_network(
+    config: RunConfig, *, classes: int, channels: int, seed: int | None = None
+) -> tuple[nn.Module, list[str]]:
+    """The network at the start of a run: built from the seed, then given the initial weights of `config.weights`.
+
+    Args:
+        config: Settings of the run.
+        classes: Number of classes of the data.
+        channels: Channels of an image.
+        seed: If given, the weights are random from this seed, whatever `config` says of them.
+
+    Returns:
+        The network on the CPU, and notes about what was replaced.
+
+    Raises:
+        EarlywormError: If it cannot be built or the weights do not fit.
+    """
+    if config.weights is not None and Path(config.weights).is_dir():
+        return _continue_network(RunDirectory(Path(config.weights)), config, classes, channels, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed if seed is None else seed)
+        model, notes = build_model(config.model, classes=classes, channels=channels, width=config.width)
+    if config.weights is not None and seed is None:
+        notes = [*notes, *load_weights(model, config.weights)]
+    return model, notes
+
+
+def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
+    """The compacted network of a finished run, rebuilt from its files; nothing is unpickled.
+
+    Args:
+        path: The run's directory.
+        seed: If given, random weights from this seed instead of the trained ones.
+
+    Returns:
+        The network, on the CPU, in train mode.
+
+    Raises:
+        EarlywormError: If the directory holds no finished run with a ticket, or a file is damaged.
+    """
+    directory = RunDirectory(Path(path))
+    config, result = directory.read_config(), directory.read_result()
+    if result.ticket is None:
+        raise RunError(f"{directory.path} drew no ticket, so it holds no network: choose another run")
+    dense, _ = build_network(config, classes=result.data.classes, channels=result.data.shape[0], seed=seed)
+    model = compact(dense, Ticket.load(directory.ticket))
+    if seed is None:
+        load_weights(model, directory.model)
+    return model
+
+
+def _continue_network(
+    earlier: RunDirectory, config: RunConfig, classes: int, channels: int, seed: int | None
+) -> tuple[nn.Module, list[str]]:
+    """The network that an earlier run ended with, with a new classifier where the classes differ."""
+    before, data = earlier.read_config(), earlier.read_result().data
+    for name in ("model", "width"):
+        old, new = getattr(before, name), getattr(config, name)
+        if old != new:
+            raise RunError(f"{earlier.path} holds a network of {name} {old}, but --{name} is {new}: make them agree")
+    if data.shape[0] != channels:
+        raise RunError(f"{earlier.path} was trained on images of {data.shape[0]} channels, these have {channels}")
+    model = load_network(earlier.path, seed=seed)
+    return model, [] if data.classes == classes else [replace_classifier(model, classes)]
