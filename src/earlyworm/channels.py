@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, call_model, floating_tensors, unwrap
+from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.surgery import copy_model, mask_units_, remove_units_
 from earlyworm.tracing import trace_channels
 from earlyworm.units import UnitGroup, Units, make_slice
@@ -19,7 +19,7 @@ from earlyworm.units import UnitGroup, Units, make_slice
 Coupling = Literal["coupled", "independent"]
 T = TypeVar("T")
 
-_TOLERANCE = 1e-3  # relative to the largest output; float32 rounding stays far below, a forgotten channel far above
+_TRIALS = (1 / 3, 1.0)  # fractions of the units that are removed to see whether they can be; one always stays
 
 
 def find_channels(
@@ -32,8 +32,9 @@ def find_channels(
     """Find the channels of `model`, coupled channels as one unit.
 
     The model is traced on `example_inputs` (a copy of it; the given model is not touched). Each group that was found
-    is then tried: on a copy with random weights, cutting units out must give what masking them gives, or the group is
-    left out. The classifier's outputs and the image's channels are never units.
+    is then tried: on copies with random weights, cutting units out must give what masking them gives, in eval mode,
+    and the same shapes in train mode, or the group is left out. The classifier's outputs and the image's channels are
+    never units.
 
     Args:
         model: Any module.
@@ -42,7 +43,7 @@ def find_channels(
         coupling: `"coupled"`: channels that meet in a sum, a concatenation, or a depthwise or grouped convolution
             are one unit. `"independent"`: every batch norm's channels are units for themselves, as in the papers; a
             channel can then be cut out only where all the batch norms that share it agree.
-        time_limit: Seconds that tracing may take.
+        time_limit: Seconds that tracing and trying may take.
 
     Returns:
         The units; `skipped` names the layers that are left out, and why.
@@ -55,9 +56,12 @@ def find_channels(
     model = unwrap(model)
     if not any(True for _ in model.parameters()):
         raise UnitsError(f"{type(model).__name__} has no parameters: there is nothing to prune")
-    scratch = copy_model(model).requires_grad_(True)
-    found, skipped = _within(time_limit, lambda: trace_channels(scratch, example_inputs))
-    exact = _exact(copy_model(model), example_inputs, found, skipped)
+
+    def work() -> tuple[tuple[UnitGroup, ...], dict[str, str]]:
+        found, skipped = trace_channels(copy_model(model).requires_grad_(True), example_inputs)
+        return _exact(copy_model(model), example_inputs, found, skipped), skipped
+
+    exact, skipped = _within(time_limit, work)
     if not exact:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layers"
         raise UnitsError(
@@ -74,7 +78,10 @@ def find_channels(
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Run `work` in a thread that is stopped after `seconds`; tracing can loop for ever on some models."""
+    """Run `work` in a thread that is stopped after `seconds`; tracing can loop for ever on some models.
+
+    In a thread of its own it also knows nothing of the caller's autocast, gradient and inference modes.
+    """
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -89,6 +96,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     thread.join(seconds)
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        thread.join(1.0)  # it hears of it between two instructions of Python, and puts the random state back
         raise UnitsError(f"tracing took longer than {seconds:g} seconds and was stopped: raise time_limit")
     if failure:
         raise failure[0]
@@ -113,12 +121,12 @@ def _exact(
     model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], skipped: dict[str, str]
 ) -> tuple[UnitGroup, ...]:
     """The groups whose removal gives exactly what masking gives; the others go to `skipped`."""
-    _randomise_(model.eval())
+    _randomise_(model)
     exact: list[UnitGroup] = []
     pending = [groups] if groups else []
     while pending:  # all at once, which is the rule; where that fails, halves of them
         some = pending.pop()
-        reason = _difference(model, example_inputs, some)
+        reason = _difference(model, example_inputs, exact + some)
         if reason is None:
             exact.extend(some)
         elif len(some) == 1:
@@ -126,9 +134,6 @@ def _exact(
         else:
             middle = len(some) // 2
             pending += [some[middle:], some[:middle]]
-    if len(exact) < len(groups) and exact and (reason := _difference(model, example_inputs, exact)):
-        raise UnitsError(f"the channels of {type(model).__name__} can be removed one layer at a time, but not all "
-                         f"together ({reason})")  # fmt: skip
     return tuple(exact)
 
 
@@ -151,26 +156,42 @@ def _randomise_(model: nn.Module) -> None:
         tensor.copy_(noise)
 
 
-@torch.no_grad()
 def _difference(model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup]) -> str | None:
-    """How the masked and the cut network differ when a third of the units of `groups` go; None if they do not."""
+    """How the masked and the cut network differ when random units of `groups` go; None if they do not."""
     generator = torch.Generator().manual_seed(0)
-    kept = {}
-    for group in groups:
-        kept[group.name] = torch.ones(group.size, dtype=torch.bool)
-        gone = torch.randperm(group.size, generator=generator)[: max(1, group.size // 3)]
-        kept[group.name][gone] = False
-    masked, cut = copy_model(model), copy_model(model)
-    mask_units_(masked, tuple(groups), kept)
-    expected = list(floating_tensors(call_model(masked, example_inputs)))
+    for fraction in _TRIALS:
+        kept = {}
+        for group in groups:
+            kept[group.name] = torch.ones(group.size, dtype=torch.bool)
+            gone = torch.randperm(group.size, generator=generator)[: max(1, int(fraction * group.size))]
+            kept[group.name][gone[: group.size - 1]] = False
+        masked, cut = copy_model(model), copy_model(model)
+        mask_units_(masked, tuple(groups), kept)
+        try:
+            remove_units_(cut, tuple(groups), kept)
+        except UnitsError as error:
+            return str(error)
+        for training in (False, True):
+            if reason := _output_difference(masked.train(training), cut.train(training), example_inputs):
+                return reason
+    return None
+
+
+def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: ExampleInputs) -> str | None:
+    """How the outputs differ: in eval mode their values, in train mode (dropout is random) only their shapes."""
     try:
-        remove_units_(cut, tuple(groups), kept)
-        actual = list(floating_tensors(call_model(cut, example_inputs)))
+        expected = probe(masked, example_inputs)
+    except Exception:
+        if masked.training:  # such as a batch of one image, of which no batch norm can learn
+            return None
+        raise
+    try:
+        actual = probe(cut, example_inputs)
     except Exception as error:  # noqa: BLE001  (any failure of foreign code means: not removable; it is reported)
-        return f"the forward fixes its width ({str(error).splitlines()[0]})"
+        return f"the forward fixes its width ({str(error).partition(chr(10))[0] or type(error).__name__})"
     for a, b in zip(expected, actual, strict=True):
         if a.shape != b.shape:
             return "removing its channels changes the shape of the output"
-        if not torch.allclose(a, b, rtol=0, atol=_TOLERANCE * max(1e-30, float(a.abs().max()))):
+        if not masked.training and not agree(a, b):
             return "a removed channel differs from a zeroed one (as after an activation that does not map zero to zero)"
     return None

@@ -11,12 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from earlyworm.config import RunConfig
 from earlyworm.errors import EarlywormError, RunError
 
-COMMANDS = ("run", "report", "inspect")
+if TYPE_CHECKING:
+    from earlyworm.run_directory import RunDirectory
+
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _SEPARATOR = "─" * 8
 
@@ -106,31 +108,37 @@ def _run(config: RunConfig, command: str) -> None:
     from earlyworm.display import Display
     from earlyworm.experiment import run
     from earlyworm.report import result_table, summary
+    from earlyworm.run_directory import RunDirectory
 
     with Display() as display:
-        result = run(config, display, command)
+        result = run(config, display)
     if int(os.environ.get("RANK", "0")):
         return  # the first process tells
-    directory = Path(config.output) / config.directory_name()
     console = Console()
     if result.ticket is not None:
         console.print(result_table(result))
     console.print(summary(result), soft_wrap=True, highlight=False)
-    console.print(f"report: {directory / 'report.html'}", soft_wrap=True, highlight=False)
+    report = _write_report(RunDirectory.of(config), command)
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
 
 
 def _report(path: Path) -> None:
     """`earlyworm report`."""
-    from earlyworm.report import write_report
     from earlyworm.run_directory import RunDirectory
 
-    directory = RunDirectory(path)
+    print(_write_report(RunDirectory(path)))
+
+
+def _write_report(directory: RunDirectory, command: str | None = None) -> Path:
+    """Write the page of a run that has ended; return where it lies."""
+    from earlyworm.report import write_report
+
     result = directory.read_result()
     try:
-        write_report(result, directory.report)
+        write_report(result, directory.report, command)
     except OSError as error:
         raise RunError(f"cannot write {directory.report} ({error.strerror}): make room, or make it writable") from error
-    print(directory.report)
+    return directory.report
 
 
 def _inspect(path: Path) -> None:

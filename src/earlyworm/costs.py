@@ -5,13 +5,24 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, batch_size, call_model, floating_tensors, synchronize, unwrap
+from earlyworm.inputs import (
+    ExampleInputs,
+    batch_size,
+    call_model,
+    copy_inputs,
+    device_of,
+    floating_tensors,
+    private_randomness,
+    synchronize,
+    unwrap,
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,11 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
     model = unwrap(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
+    inputs = copy_inputs(example_inputs)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops})
     try:
-        with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-            outputs = list(floating_tensors(call_model(model, example_inputs)))
+        with torch.inference_mode(False), torch.enable_grad(), private_randomness(model), counter:
+            outputs = list(floating_tensors(call_model(model, inputs)))
             forward = counter.get_total_flops()
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
             if not outputs:
@@ -86,22 +99,35 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
             module.training = training
 
 
+def _conv_backward_flops(
+    gradient: list[int], inputs: list[int], weight: list[int], *arguments: Any, out_shape: object = None
+) -> int:
+    """FLOPs of a convolution's backward pass, from the shapes of its arguments.
+
+    Each of the two gradients takes as many products as the forward pass. PyTorch's own formula multiplies the weight's
+    by the number of groups.
+    """
+    transposed, output_mask = arguments[4], arguments[7]
+    return int(output_mask[0] + output_mask[1]) * conv_flop_count(inputs, weight, gradient, transposed)
+
+
 @torch.inference_mode()
 def latency(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) -> float:
-    """Median seconds of one forward pass in eval mode, after warming up."""
-    model = unwrap(model)
+    """Median seconds of one forward pass in eval mode, after warming up; of a compiled model, compiled."""
     modes = {module: module.training for module in model.modules()}
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
+    inputs = copy_inputs(example_inputs)
     model.eval()
     try:
         seconds = []
         warm_up = max(3, repeats // 5)
-        for _ in range(warm_up + repeats):
-            synchronize(device)
-            start = time.perf_counter()
-            call_model(model, example_inputs)
-            synchronize(device)
-            seconds.append(time.perf_counter() - start)
+        with private_randomness(model):
+            for _ in range(warm_up + repeats):
+                synchronize(device)
+                start = time.perf_counter()
+                call_model(model, inputs)
+                synchronize(device)
+                seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[warm_up:])
     finally:
         for module, training in modes.items():

@@ -28,7 +28,7 @@ HUB_NAMES = {
 }
 FIXED_SEED = 0  # of a held-out split that is cut and of `limit`: the same images for every run, whatever its seed
 
-_HELD_OUT = ("test", "validation")  # the first that exists is held out
+_HELD_OUT = ("test", "validation")  # the first that exists
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -181,8 +181,8 @@ def _labelled(dataset: Dataset, name: str) -> _Split:
             labels.append(column)
     image, label = _pick(images, ("image", "img")), _pick(labels, _LABEL_COLUMNS)
     if image is None or label is None:
-        columns, what = ", ".join(dataset.features), "images" if image is None else "labels"
-        raise DataError(f"no column of {what} in {name}, which has {columns}: call the columns image and label")
+        found, what = ", ".join(dataset.features), "images" if image is None else "labels"
+        raise DataError(f"no column of {what} in {name} (it has {found}): call them image and label, or use folders")
     values = dataset.select_columns([label])[:][label]
     targets = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     if not len(targets):
@@ -202,10 +202,8 @@ def _pick(found: list[str], preferred: Iterable[str]) -> str | None:
 
 
 def _decode(records: Sequence[dict[str, Any]], indices: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
-    """Encoded images to pixels [n, C, H, W]; `indices` are their numbers in the split `name`.
-
-    In one thread: with images this small, threads lose more time to Python's lock than they gain.
-    """
+    """Encoded images to pixels [n, C, H, W]; `indices` are their numbers in the split `name`."""
+    # In one thread: with small images, threads lose more time to Python's lock than they gain.
     pixels, first = np.empty(0, dtype=np.uint8), ""
     for position, (record, index) in enumerate(zip(records, indices, strict=True)):
         source = record and (record["bytes"] or record["path"])
@@ -270,23 +268,23 @@ def augment(images: Tensor, how: Literal["none", "flip", "crop", "crop-flip"], g
     """
     if how == "none":
         return images
-    (n, _, height, width), home = images.shape, generator.device
+    (n, channels, height, width), home = images.shape, generator.device
     rows = torch.arange(height, device=home).expand(n, -1)  # [N, H]: the row of the input that the output shows
     columns = torch.arange(width, device=home).expand(n, -1)  # [N, W]
-    if how != "flip":
+    if "crop" in how:
         rows, columns = _shift(rows, generator), _shift(columns, generator)
-    if how != "crop":
+    if "flip" in how:
         mirrored = torch.randint(2, (n, 1), generator=generator, device=home).bool()
         columns = torch.where(mirrored, columns.flip(1), columns)
     rows, columns = rows.to(images.device), columns.to(images.device)
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # [N, H * W]
-    return images.flatten(2).take_along_dim(pixels[:, None], dim=2).view_as(images)
+    image, channel = (torch.arange(count, device=images.device) for count in (n, channels))
+    return images[image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None]]
 
 
 def _shift(index: Tensor, generator: torch.Generator) -> Tensor:
     """Shift every row of `index`, int64 [N, size], by up to an eighth of its size, reflecting it at both ends."""
     n, size = index.shape
-    border = max(1, size // 8)
+    border = min(size - 1, max(1, size // 8))
     shifted = index + torch.randint(-border, border + 1, (n, 1), generator=generator, device=index.device)
     return (size - 1) - ((size - 1) - shifted.abs()).abs()
 

@@ -40,7 +40,7 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description:<8}", style="bold"),
             BarColumn(bar_width=None),
-            TextColumn("epoch {task.completed:.2f} of {task.total:g}"),
+            TextColumn("epoch {task.completed:.2f} of {task.total:.4g}"),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
@@ -77,7 +77,7 @@ class Display:
         # Not by `update`, which would count the epochs of the earlier process into the speed of this one.
         self._progress.tasks[-1].completed = done
         self._readings = {}
-        self._line("stage", name=name, epochs=f"{epochs:g}", done=f"{done:g}")
+        self._line("stage", name=name, epochs=f"{epochs:.4g}", done=f"{done:.4g}")
 
     def progress(self, epoch: float, loss: float) -> None:
         """Take note of the epoch reached within the stage, and of the newest training loss."""
@@ -87,6 +87,8 @@ class Display:
 
     def check(self, record: CheckRecord) -> None:
         """Show one check of the search."""
+        if record.loss is not None:
+            self.progress(record.epoch, record.loss)
         self._readings |= {
             "accuracy": f"{record.accuracy:.1%}",
             "distance": f"{_number(record.distance_mean, 3)}, max {_number(record.distance_max, 3)}",
@@ -95,7 +97,7 @@ class Display:
         }
         self._line(
             "check",
-            epoch=f"{record.epoch:g}",
+            epoch=f"{record.epoch:.4g}",
             loss=_number(record.loss),
             accuracy=_number(record.accuracy),
             distance_mean=_number(record.distance_mean),
@@ -105,9 +107,10 @@ class Display:
         )
 
     def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
-        """Show one epoch of retraining: its number, the mean training loss, the held-out accuracy in [0, 1]."""
-        self._readings |= {"loss": _number(loss, 3), "accuracy": f"{accuracy:.1%}"}
-        self._line("recovered", epoch=str(epoch), loss=_number(loss), accuracy=_number(accuracy))
+        """Show the epoch of retraining that is done, its mean training loss, and the held-out accuracy in [0, 1]."""
+        self.progress(epoch, loss)
+        self._readings["accuracy"] = f"{accuracy:.1%}"
+        self._line("recovered", epoch=f"{epoch:.4g}", loss=_number(loss), accuracy=_number(accuracy))
 
     def note(self, text: str) -> None:
         """Show something that the user should know, above the bar."""

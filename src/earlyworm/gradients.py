@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import SearchError
 from earlyworm.truncation import truncate_, truncation_factor
-from earlyworm.units import Units
+from earlyworm.units import Units, named_tensors
 
 
 class GradientHook:
@@ -19,7 +19,8 @@ class GradientHook:
 
     A hook on the backward pass would act once per micro-batch; this one acts on the gradients that the step uses,
     after accumulation, unscaling, clipping and the exchange between processes. An optimizer that is called with a
-    closure computes its gradients inside the step, so there it acts after each call of the closure.
+    closure computes its gradients inside the step, so there it acts after each call of the closure. A step inside of
+    a step (a subclass whose `step` calls that of its base) is one step.
 
     Args:
         model: The model that is trained.
@@ -27,7 +28,7 @@ class GradientHook:
         penalty: Network slimming: `penalty * sign(scale)` is added to the gradient of every scale.
 
     Attributes:
-        steps: Steps of the first optimizer that were seen.
+        steps: Steps that were seen; optimizers that step in turn count as one.
         truncations: Steps since the last check at which there was a gradient to truncate (the search counts from 0).
         seconds: Time that all of this took.
         flops: Floating-point operations that all of this took.
@@ -42,10 +43,13 @@ class GradientHook:
         self.flops = 0
         slices = [piece for group in units.groups for piece in group.slices]
         self.gates = list(dict.fromkeys(piece.tensor for piece in slices if piece.gate))
-        self.scales = list(dict.fromkeys(piece.tensor for piece in slices if piece.role == "scale"))
+        self.scales = {piece.tensor for piece in slices if piece.role == "scale"}
         self._handles: list[RemovableHandle] = []
+        self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
         self._factors: dict[str, Tensor] = {}
+        self._stepped: set[torch.optim.Optimizer] = set()  # since `steps` was counted up
+        self._stepping: set[torch.optim.Optimizer] = set()
 
     @property
     def attached(self) -> bool:
@@ -67,32 +71,68 @@ class GradientHook:
             raise SearchError("the search is attached already: detach it first")
         if not optimizers:
             raise SearchError("attach needs the optimizer that trains the model")
-        held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {_innermost(o): [] for o in optimizers}
-        owner = {id(p): o for o in held for group in o.param_groups for p in group["params"]}
-        needed = set(self.gates if will_truncate else self.scales if self.penalty else ())
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        for name in self.gates:
-            parameter = parameters[name]
-            if id(parameter) in owner:
-                held[owner[id(parameter)]].append((name, parameter))
-            elif parameter.requires_grad and name in needed:
-                raise SearchError(
-                    f"{name!r} is in none of the optimizers, so nothing would act on its gradient: attach all "
-                    "optimizers that train the model, made after it was moved and wrapped"
-                )
-        if needed and not any(parameters[name].requires_grad for name in needed):
-            raise SearchError(
-                "all parameters of the units are frozen, so there is no gradient to act on: unfreeze them, or set "
-                "truncation=None and sparsity_penalty=0"
-            )
-        self._held = held
-        self._handles = [optimizer.register_step_pre_hook(self._before_step) for optimizer in held]
+        self._needed = set(self.gates if will_truncate else self.scales if self.penalty else ())
+        self._held = self._find_gates([_innermost(optimizer) for optimizer in optimizers])
+        for optimizer in self._held:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     def detach(self) -> None:
         """Leave the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._held, self._factors = [], {}, {}
+        self._stepped, self._stepping = set(), set()
+
+    def check_acted(self, since: int) -> None:
+        """Make sure that it has done its work, and look again for what there is to act on.
+
+        Args:
+            since: What `steps` was at the last check.
+
+        Raises:
+            SearchError: If it is not attached, has seen no step, could not truncate, or could not act on some
+                gradient from here on.
+        """
+        if not self.attached:
+            raise SearchError("the search is not attached to an optimizer: use `with search.attach(optimizer):`")
+        if self.steps == since:
+            raise SearchError(
+                "no step of the attached optimizer since the last check: equal masks would look like emergence; attach "
+                "the optimizer that trains the model"
+            )
+        if self.truncating and not self.truncations:
+            raise SearchError(
+                "truncation had no gradient to act on since the last check: are the parameters of the units frozen or "
+                "replaced?"
+            )
+        self._held = self._find_gates(list(self._held))  # parameters may have been unfrozen, or added
+
+    def _find_gates(
+        self, optimizers: list[torch.optim.Optimizer]
+    ) -> dict[torch.optim.Optimizer, list[tuple[str, Tensor]]]:
+        """The gates that each optimizer holds, tied ones under their first name."""
+        held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {optimizer: [] for optimizer in optimizers}
+        owner = {id(p): o for o in held for group in o.param_groups for p in group["params"]}
+        tensors = named_tensors(self.model)
+        gates = {id(tensors[name]): name for name in reversed(self.gates)}
+        for name in self.gates:
+            gate = tensors[name]
+            if gates[id(gate)] != name:
+                continue
+            if id(gate) in owner:
+                held[owner[id(gate)]].append((name, gate))
+            elif gate.requires_grad and name in self._needed:
+                raise SearchError(
+                    f"{name!r} is in none of the optimizers, so nothing would act on its gradient: attach all "
+                    "optimizers that train the model, made after it was moved and wrapped"
+                )
+        if self._needed and not any(tensors[name].requires_grad for name in self._needed):
+            raise SearchError(
+                "all parameters of the units are frozen, so there is no gradient to act on: unfreeze them, or set "
+                "truncation=None and sparsity_penalty=0"
+            )
+        return held
 
     def set_truncation(self, masks: dict[str, Tensor], chi: float) -> None:
         """Truncate from now on.
@@ -110,21 +150,33 @@ class GradientHook:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Adjust the gradients now, or wrap the closure that will compute them."""
-        if optimizer is next(iter(self._held)):
+        if optimizer in self._stepping:
+            return None
+        self._stepping.add(optimizer)
+        if optimizer in self._stepped or not self._stepped:
             self.steps += 1
+            self._stepped.clear()
+        self._stepped.add(optimizer)
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
         if closure is None:
             self._adjust(optimizer)
             return None
 
         def adjusted() -> Any:
-            loss = closure()
+            try:
+                loss = closure()
+            except BaseException:
+                self._stepping.discard(optimizer)  # the step ends here, and no hook will say so
+                raise
             self._adjust(optimizer)
             return loss
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": adjusted}
         return (args[0], adjusted, *args[2:]), kwargs
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._stepping.discard(optimizer)
 
     @torch.no_grad()
     def _adjust(self, optimizer: torch.optim.Optimizer) -> None:
@@ -133,8 +185,13 @@ class GradientHook:
         if self.penalty:
             scales = [p for name, p in self._held[optimizer] if name in self.scales and p.grad is not None]
             if scales:
-                gradients = [scale.grad for scale in scales if scale.grad is not None]
-                torch._foreach_add_(gradients, torch._foreach_sign(scales), alpha=self.penalty)
+                signs = torch._foreach_sign(scales)
+                # Under a GradScaler, a fused optimizer divides by this inside its step.
+                if (grad_scale := getattr(optimizer, "grad_scale", None)) is not None:
+                    torch._foreach_mul_(signs, grad_scale)
+                torch._foreach_add_(
+                    [scale.grad for scale in scales if scale.grad is not None], signs, alpha=self.penalty
+                )
                 self.flops += 3 * sum(scale.numel() for scale in scales)
         if self._factors:
             held = [(p.grad, self._factors[name]) for name, p in self._held[optimizer] if p.grad is not None]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+_TOLERANCE = 1e-3  # relative to the largest output; float32 rounding stays far below, a wrong cut is far above
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a model's forward."""
@@ -19,6 +23,53 @@ def call_model(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     return model(*example_inputs)
+
+
+def copy_inputs(example_inputs: ExampleInputs) -> ExampleInputs:
+    """The same inputs in tensors of their own.
+
+    A forward may change its inputs in place, and tensors that were made in inference mode cannot be trained on.
+    """
+    if isinstance(example_inputs, Mapping):
+        example_inputs = dict(example_inputs)  # what a tokenizer returns is a mapping, but no dict
+    with torch.inference_mode(False):
+        copied: ExampleInputs = tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), example_inputs)
+    return copied
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def probe(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
+    """The floating-point tensors that a scratch copy of a model returns, fit to be compared with those of another.
+
+    Whatever is narrower than float32 is widened (the copy itself too), autocast is off, and each call draws the same
+    random numbers; the caller's random state and inputs stay as they are.
+    """
+    model._apply(_widen)  # type: ignore[no-untyped-call]  # torch's own
+    inputs = tree_map_only(Tensor, _widen, copy_inputs(example_inputs))
+    with private_randomness(model), torch.autocast(device_of(model).type, enabled=False):
+        return list(floating_tensors(call_model(model, inputs)))
+
+
+def agree(expected: Tensor, actual: Tensor) -> bool:
+    """Whether two outputs have one shape and, but for rounding, one value."""
+    tolerance = _TOLERANCE * max(1e-30, float(expected.abs().amax())) if expected.numel() else 0.0
+    return expected.shape == actual.shape and torch.allclose(expected, actual, rtol=0, atol=tolerance)
+
+
+def private_randomness(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside of it, random numbers that `model` draws leave the random state of the caller as it is."""
+    device = device_of(model)
+    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def floating_tensors(output: Any) -> Iterator[Tensor]:

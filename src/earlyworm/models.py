@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from earlyworm.errors import ConfigError, DataError, RunError
 
-HUB_TIMEOUT = 10.0  # seconds without an answer after which the Hub counts as out of reach
-
 
 def scaled(channels: int, width: float) -> int:
     """`channels` times `width`, rounded, and at least 4: the channel rule of every reference network."""
@@ -152,8 +150,7 @@ def build_model(name: str, *, classes: int, channels: int, width: float) -> tupl
         return REFERENCE[name](classes=classes, channels=channels, width=width), []
     local = Path(name).is_dir()
     if not local and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        valid = ", ".join(REFERENCE)
-        raise ConfigError(f"no model {name!r}: choose from {valid}, an existing directory, or a Hub model (owner/name)")
+        raise ConfigError(f"no model {name!r}: choose {', '.join(REFERENCE)}, a directory, or owner/name on the Hub")
     try:
         try:
             return _load_pretrained(name, classes, channels, local_only=True)
@@ -163,10 +160,8 @@ def build_model(name: str, *, classes: int, channels: int, width: float) -> tupl
         _ask_hub(name)
         return _load_pretrained(name, classes, channels, local_only=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise RunError(
-            f"model {name!r} cannot be loaded ({_line(error)}): "
-            "it must be an image classifier of transformers, with a config.json and weights as safetensors"
-        ) from error
+        cure = "give an image classifier of transformers, with a config.json and weights as safetensors"
+        raise RunError(f"model {name!r} cannot be loaded ({_line(error)}): {cure}") from error
 
 
 def _ask_hub(name: str) -> None:
@@ -175,14 +170,14 @@ def _ask_hub(name: str) -> None:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
 
     try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+        HfApi().model_info(name, timeout=10)  # seconds
     except (HTTPError, OSError) as error:
         cure = "check name and network, or give a local directory"
         raise RunError(f"model {name!r} cannot be had from the Hub or its cache ({_line(error)}): {cure}") from error
 
 
 def _load_pretrained(name: str, classes: int, channels: int, *, local_only: bool) -> tuple[nn.Module, list[str]]:
-    from transformers import AutoConfig, AutoModelForImageClassification  # heavy
+    from transformers import AutoConfig, AutoModelForImageClassification
     from transformers.utils import logging
 
     # Neither code from a repository nor a pickle is ever run.
@@ -212,8 +207,7 @@ def _load_pretrained(name: str, classes: int, channels: int, *, local_only: bool
             stored[key] = torch.Size((0, *shapes[key][1:]))  # a network without a classifier has one of no classes
         else:
             del stored[key]
-    _, notes = _compare(model, stored, name)
-    return model.train(), notes
+    return model.train(), _compare(model, stored, name)[1]
 
 
 def _check_channels(name: str, expected: int, channels: int) -> None:

@@ -47,8 +47,8 @@ class _Row(NamedTuple):
     ratio: float | None = None
 
 
-def _epochs(number: int) -> str:
-    return f"{number} epoch" if number == 1 else f"{number} epochs"
+def _epochs(number: float) -> str:
+    return f"{number:.4g} epoch" if number == 1 else f"{number:.4g} epochs"
 
 
 def _percent(fraction: float | None) -> str:
@@ -73,9 +73,8 @@ def _seconds(value: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _bar(kept: int, units: int, width: int = 20) -> str:
-    filled = round(width * kept / units)
-    return "#" * filled + "." * (width - filled)
+def _bar(kept: int, units: int) -> str:
+    return ("#" * round(20 * kept / units)).ljust(20, ".")
 
 
 def result_table(result: RunResult) -> Table:
@@ -100,7 +99,7 @@ def summary(result: RunResult) -> str:
 def describe_run(result: RunResult) -> str:
     """The whole run in words: its settings, what was found, what is left of every layer, and what it cost."""
     config, data = result.config, result.data
-    width = max((min(len(name), 40) for name in result.layers), default=0)
+    width = max(map(len, result.layers), default=0)
     changed = [f"  {name:<18} {value} (default {usual})" for name, value, usual in _settings(config) if value != usual]
     layers = [f"  {name:<{width}}  {_bar(*units)}  {units[0]} of {units[1]}" for name, units in result.layers.items()]
     rows = [f"  {row.label:<38}{row.dense:>12}{row.ticket:>12}{row.change:>14}" for row in _rows(result)]
@@ -158,7 +157,7 @@ def _headline(result: RunResult) -> str:
         return "No ticket emerged"
     gain = f"{result.ticket.macs / result.dense.macs:.0%} of the MACs, {_percent(result.accuracy.final)} accuracy"
     if result.search.emerged:
-        return f"A ticket emerged at epoch {_draw_epoch(result):g}: {gain}"
+        return f"A ticket emerged at epoch {_draw_epoch(result):.4g}: {gain}"
     return f"No ticket emerged; the newest mask, drawn by force: {gain}"
 
 
@@ -170,13 +169,13 @@ def _sentences(result: RunResult) -> list[str]:
     failed = f"No ticket emerged within {_epochs(config.search_epochs)}: {reached}, epsilon is {config.epsilon:g}"
     trigger = ""
     if search.triggered_epoch is not None:
-        trigger = f" (WORM triggered at epoch {search.triggered_epoch:g})"
+        trigger = f" (WORM triggered at epoch {search.triggered_epoch:.4g})"
     elif config.method == "worm":
         trigger = f" (WORM never triggered: no mean distance was below {config.trigger:g})"
     if search.emerged:
-        found = f"The ticket emerged at epoch {_draw_epoch(result):g}{trigger}."
+        found = f"The ticket emerged at epoch {_draw_epoch(result):.4g}{trigger}."
     elif search.forced:
-        found = f"{failed}{trigger}; the newest mask was drawn by force at epoch {_draw_epoch(result):g}."
+        found = f"{failed}{trigger}; the newest mask was drawn by force at epoch {_draw_epoch(result):.4g}."
     else:
         cure = "raise --search-epochs or --epsilon, lower --check-every, or take the newest mask with --force-draw"
         found = f"{failed}{trigger}; {cure}."
@@ -187,7 +186,7 @@ def _sentences(result: RunResult) -> list[str]:
     kept, units = result.ticket.units_kept, result.ticket.units
     learned = f"Held-out accuracy: {_percent(accuracy.before)} before pruning, {_percent(accuracy.pruned)} right after"
     if accuracy.recovery:
-        retrained = f"{_epochs(len(accuracy.recovery))} of retraining {_RETRAINED_FROM[config.retrain_from]}"
+        retrained = f"{_epochs(_retrained(result))} of retraining {_RETRAINED_FROM[config.retrain_from]}"
         learned = f"{learned}, {_percent(accuracy.final)} after {retrained}"
     return [found, f"It keeps {kept} of {units} units ({_percent(kept / units)}).", f"{learned}.", cost]
 
@@ -239,6 +238,13 @@ def _draw_epoch(result: RunResult) -> float:
     return result.search.history[-1].epoch if result.search.epoch is None else result.search.epoch
 
 
+def _retrained(result: RunResult) -> float:
+    """Epochs of retraining; the last one is not whole where the search stopped within one."""
+    left = result.config.epochs - _draw_epoch(result)
+    planned = left if result.config.retrain_epochs is None else result.config.retrain_epochs
+    return min(len(result.accuracy.recovery), planned)
+
+
 def _distance_figure(result: RunResult) -> go.Figure:
     config, search = result.config, result.search
     checks = [check for check in search.history if check.distance_mean is not None]
@@ -274,28 +280,32 @@ def _accuracy_figure(result: RunResult) -> go.Figure:
         figure.add_trace(_line({}, "pruning", _INK, "dot", "x").update(drop))
         # Only weights that are kept lead from the drop to the recovery; others start anew.
         start = {drawn: accuracy.pruned} if result.config.retrain_from == "emergence" else {}
-        recovery = start | {drawn + epoch: value for epoch, value in enumerate(accuracy.recovery, start=1)}
+        ends = [drawn + min(epoch, _retrained(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
+        recovery = start | dict(zip(ends, accuracy.recovery, strict=True))
         figure.add_trace(_line(recovery, "retraining, ticket", _TICKET, "dash", "square"))
     figure.update_traces(hovertemplate="%{y:.1%}")
-    return figure.update_layout(yaxis={"title": "held-out accuracy", "tickformat": ".0%"})
+    return figure.update_layout(yaxis={"title": "held-out accuracy", "tickformat": ".0%", "rangemode": "nonnegative"})
 
 
 def _layers_figure(result: RunResult) -> go.Figure:
-    rows = list(range(len(result.layers)))
-    kept = [kept for kept, _ in result.layers.values()]
-    removed = [units - kept for kept, units in result.layers.values()]
+    # Shares, not counts: beside a layer of thousands of neurons, one of twelve heads would vanish.
+    shares = [kept / units for kept, units in result.layers.values()]
+    rows, names = list(range(len(shares))), list(result.layers)
     hatching = {"color": _PAPER, "line": {"color": _MUTED, "width": 1}, "pattern": {"shape": "/", "fgcolor": _MUTED}}
-    figure = go.Figure()
-    figure.add_bar(x=kept, y=rows, name="kept", orientation="h", marker={"color": _TICKET})
-    figure.add_bar(x=removed, y=rows, name="removed", orientation="h", marker=hatching)
-    figure.update_traces(hovertemplate="%{x}")
-    labels = [name if len(name) <= 24 else f"…{name[-23:]}" for name in result.layers]
-    axis = {"tickvals": rows, "ticktext": labels, "autorange": "reversed", "showgrid": False}
-    figure.update_layout(barmode="stack", bargap=0.35, height=120 + 26 * len(rows), hovermode="y unified")
-    return figure.update_layout(xaxis={"title": "units", "rangemode": "tozero"}, yaxis=axis)
+    figure = go.Figure(go.Bar(x=shares, y=rows, name="kept", orientation="h", marker={"color": _TICKET}))
+    figure.add_bar(x=[1 - share for share in shares], y=rows, name="removed", orientation="h", marker=hatching)
+    figure.update_traces(hovertemplate="%{x:.1%}")
+    # Names stand above the bars: at the side, those of large networks would leave a phone no room for bars.
+    labels = [f"{name}  <b>{kept}</b> of {units}" for name, (kept, units) in result.layers.items()]
+    text = {"text": labels, "mode": "text", "textposition": "middle right", "hoverinfo": "skip", "showlegend": False}
+    figure.add_scatter(x=[0] * len(rows), y=[row - 0.47 for row in rows], **text)
+    figure.update_xaxes(range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", title="units of the layer")
+    # Hovering names the layer by its tick, which is not drawn.
+    figure.update_yaxes(range=[len(rows) - 0.5, -0.8], tickvals=rows, ticktext=names, showticklabels=False)
+    figure.update_yaxes(showgrid=False)
+    return figure.update_layout(barmode="stack", bargap=0.6, height=110 + 40 * len(rows), hovermode="y unified")
 
 
 def _line(points: dict[float, float], name: str, colour: str, dash: str, symbol: str) -> go.Scatter:
     style = {"line": {"color": colour, "dash": dash}, "marker": {"color": colour, "symbol": symbol, "size": 8}}
-    xy = {"x": list(points), "y": list(points.values())}
-    return go.Scatter(name=name, mode="lines+markers", cliponaxis=False, **xy, **style)
+    return go.Scatter(x=[*points], y=[*points.values()], name=name, mode="lines+markers", cliponaxis=False, **style)

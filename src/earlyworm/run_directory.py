@@ -67,19 +67,37 @@ class RunDirectory:
         """What trackers write."""
         return self.path / "track"
 
-    def prepare(self, config: RunConfig) -> None:
-        """Make the directory, or make sure that it belongs to the same run; `overwrite` empties it first.
+    @classmethod
+    def of(cls, config: RunConfig) -> RunDirectory:
+        """The directory of the run with these settings."""
+        return cls(Path(config.output) / config.directory_name())
+
+    def check_owner(self, config: RunConfig) -> None:
+        """Make sure that the directory is absent, empty, or that of a run with the same settings.
 
         Raises:
-            RunError: If something else lies there, or it cannot be written.
+            RunError: If something else lies there.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file: choose another --output")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not self.config.exists():
+            raise RunError(f"{self.path} holds something that is not a run: choose another --output")
+        found, wanted = self.read_config().settings(), config.settings()
+        if found != wanted:
+            name = next(name for name, value in wanted.items() if found[name] != value)
+            raise RunError(f"{self.path} holds another run, with another {name}: choose another --output")
+
+    def prepare(self, config: RunConfig) -> None:
+        """Make the directory; `overwrite` removes the files of the same run first.
+
+        Raises:
+            RunError: If it cannot be written.
         """
         try:
-            if self.path.exists() and not self.path.is_dir():
-                raise RunError(f"{self.path} is a file: choose another --output")
-            if self.path.is_dir() and any(self.path.iterdir()):
-                self._check_same_run(config)
-                if config.overwrite:
-                    self._clear()
+            if config.overwrite:
+                self._clear()
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.config.exists():
                 write_atomically(self.config, (json.dumps(asdict(config), indent=1) + "\n").encode())
@@ -124,14 +142,6 @@ class RunDirectory:
                 f"cannot write {path} ({error.strerror}): make room or choose another --output; the same command goes "
                 "on from the last checkpoint"
             ) from error
-
-    def _check_same_run(self, config: RunConfig) -> None:
-        if not self.config.exists():
-            raise RunError(f"{self.path} holds something that is not a run: choose another --output")
-        found = self.read_config()
-        if found.settings() != config.settings():
-            name = next(name for name, value in config.settings().items() if found.settings()[name] != value)
-            raise RunError(f"{self.path} holds another run, with another {name}: choose another --output")
 
     def _clear(self) -> None:
         for name in _FILES:

@@ -44,8 +44,8 @@ def filter_norm(tensors: dict[str, Tensor], group: UnitGroup, *, p: int) -> Tens
     """
 
     def norm(name: str, dim: int) -> Tensor:
-        weight = tensors[name].detach().movedim(dim, 0).flatten(1)  # [channels, weights of one filter]
-        norms: Tensor = torch.linalg.vector_norm(weight, p, dim=1, dtype=torch.float32)
+        weight = tensors[name].detach().movedim(dim, 0).flatten(1).float()  # [channels, weights of one filter]
+        norms: Tensor = torch.linalg.vector_norm(weight, p, dim=1)
         return norms
 
     return _mean_over_members(group, "filter", norm)

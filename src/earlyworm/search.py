@@ -114,8 +114,8 @@ class TicketSearch:
         self._seconds = 0.0  # of all checks
         self._flops = 0
         self._hook = GradientHook(self.model, self.units, sparsity_penalty)
-        if sparsity_penalty < 0:
-            raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be 0 or more")
+        if not 0 <= sparsity_penalty < math.inf:
+            raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be a number, 0 or more")
         if sparsity_penalty and not self._hook.scales:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
         make_mask(score_units(self.model, self.units.groups, self._score), pruning_ratio)  # an impossible ratio
@@ -161,10 +161,11 @@ class TicketSearch:
                 must act on is in none of the optimizers.
         """
         self._hook.attach(optimizers, will_truncate=self.truncation is not None)
-        if self.history:
-            self._refresh()
-        else:
-            self._check()
+        try:
+            self._start()
+        except BaseException:
+            self.detach()  # no `with` block will
+            raise
         return self
 
     def detach(self) -> None:
@@ -184,23 +185,12 @@ class TicketSearch:
             True once the ticket has emerged; further calls do nothing and return True.
 
         Raises:
-            SearchError: If the search is not attached, no optimizer step was seen since the last check, or truncation
-                had no gradient to act on.
+            SearchError: If the search is not attached, no optimizer step was seen since the last check, no score has
+                changed, or truncation or the penalty had, or will have, no gradient to act on.
         """
         if self.emerged:
             return True
-        if not self._hook.attached:
-            raise SearchError("the search is not attached to an optimizer: use `with search.attach(optimizer):`")
-        if self.steps == self.history[-1].step:
-            raise SearchError(
-                "no step of the attached optimizer since the last check: equal masks would look like emergence; attach "
-                "the optimizer that trains the model"
-            )
-        if self._hook.truncating and not self._hook.truncations:
-            raise SearchError(
-                "truncation had no gradient to act on since the last check: are the parameters of the units frozen or "
-                "replaced?"
-            )
+        self._hook.check_acted(since=self.history[-1].step if self.history else 0)
         self._check()
         return self.emerged
 
@@ -211,16 +201,17 @@ class TicketSearch:
             force: Take the newest mask even if no ticket has emerged.
 
         Raises:
-            SearchError: If nothing has emerged and `force` is False.
+            SearchError: If nothing has emerged and `force` is False, or no mask was taken yet.
         """
-        if not (self.emerged or (force and self.history)):
+        mask = self.mask
+        if not (self.emerged or force):
             distance = f"{max(self._distances):.3f}" if self._distances else "unknown (there is only one mask)"
             raise SearchError(
                 f"no ticket has emerged after {len(self.history)} checks: the largest distance in the window is "
                 f"{distance}, epsilon is {self.emergence.epsilon}; search longer, raise epsilon, or draw(force=True)"
             )
         return Ticket(
-            mask=self.mask,
+            mask=mask,
             units=self.units,
             scores=self._scores,
             structure=fingerprint(self.model),
@@ -236,9 +227,10 @@ class TicketSearch:
         """The whole search: plain numbers, strings, lists and tensors."""
         return {
             "version": STATE_VERSION,
-            "sizes": dict(self.units.sizes),
+            "sizes": self.units.sizes,
+            "window": self.emergence.window,
             "masks": [mask.flat.clone() for mask in self._window.masks],
-            "scores": {name: score.cpu() for name, score in self._scores.items()},
+            "scores": dict(self._scores),
             "distances": list(self._distances),
             "history": [asdict(check) for check in self.history],
             "steps": self.steps,
@@ -254,13 +246,12 @@ class TicketSearch:
         """
         if state.get("version") != STATE_VERSION:
             raise SearchError(f"the state has version {state.get('version')}, but this one reads {STATE_VERSION}")
-        if dict(state["sizes"]) != self.units.sizes:
+        if list(state["sizes"].items()) != list(self.units.sizes.items()):
             raise SearchError("the state is of a search over other units: build the same model and units first")
-        if len(state["masks"]) != min(len(state["history"]), self.emergence.window):
-            raise SearchError(f"the state is of a search with another window than {self.emergence.window}")
+        if state["window"] != self.emergence.window:
+            raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
         self._window = MaskWindow(self.emergence.window)
-        for flat in state["masks"]:
-            self._window.masks.append(Mask(flat.clone(), self.units.sizes))
+        self._window.masks.extend(Mask(flat.clone(), self.units.sizes) for flat in state["masks"])
         self._scores = dict(state["scores"])
         self._distances = tuple(state["distances"])
         self.history = [Check(**check) for check in state["history"]]
@@ -268,37 +259,43 @@ class TicketSearch:
         self._seconds, self._flops = state["overhead"]["seconds"], state["overhead"]["flops"]
         self._hook.seconds, self._hook.flops = 0.0, 0
         if self._hook.attached:
+            self._start()
+
+    def _start(self) -> None:
+        """Take the first mask, or go on from the newest."""
+        if self.history:
             self._refresh()
+        else:
+            self._check()
 
     def _check(self) -> None:
         """Take a mask and everything that follows from it."""
         start = time.perf_counter()
-        self._scores = score_units(self.model, self.units.groups, self._score)
-        mask = make_mask(self._scores, self.pruning_ratio)
+        scores = score_units(self.model, self.units.groups, self._score)
+        if self._scores and all(torch.equal(score, self._scores[name]) for name, score in scores.items()):
+            raise SearchError(
+                "no score has changed since the last check: equal masks would look like emergence; are the parameters "
+                "that are scored frozen, or is another model trained?"
+            )
+        mask = make_mask(scores, self.pruning_ratio)
+        self._scores = scores
         self._distances = self._window.push(mask)
-        chi = self._chi()
-        static = self._static() if chi < 1 else None
         mean = sum(self._distances) / len(self._distances) if self._distances else None
-        self.history.append(Check(
-            step=self.steps,
-            distance_mean=mean,
-            distance_max=max(self._distances, default=None),
-            chi=chi,
-            truncated=static.units_removed if static else 0,
-        ))  # fmt: skip
+        chi = self._chi(mean)
+        truncated = self._static().units_removed if chi < 1 else 0
+        self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated))
         self._hook.truncations = 0
         self._refresh()
         self._seconds += time.perf_counter() - start
         # One comparison per unit and older mask, and a sort.
         self._flops += mask.units * (len(self._distances) + math.ceil(math.log2(max(2, mask.units))))
 
-    def _chi(self) -> float:
+    def _chi(self, newest: float | None) -> float:
         """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
         if self.truncation is None:
             return 1.0
         full = self.emergence.window - 1
-        means = [check.distance_mean for check in self.history]
-        means.append(sum(self._distances) / len(self._distances) if self._distances else None)
+        means = [*(check.distance_mean for check in self.history), newest]
         return self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
 
     def _static(self) -> Mask:

@@ -1,4 +1,4 @@
-"""Zero units in a model, or cut them out of it."""
+"""Zero units in a model, once or for good, or cut them out of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
 from earlyworm.units import UnitGroup, gate_masks, named_tensors
@@ -16,16 +17,21 @@ _CONVS = (nn.modules.conv._ConvNd,)
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy that shares nothing with `model`.
+    """A deep copy that shares nothing with `model`, and that can be trained even if it is made in inference mode.
 
     Raises:
         UnitsError: If the instance's `forward` was replaced by something that is bound to the original model.
     """
-    clone = copy.deepcopy(model)
+    with torch.inference_mode(False):
+        clone = copy.deepcopy(model)
+    for parameter, copied_parameter in zip(model.parameters(), clone.parameters(), strict=True):
+        vars(copied_parameter).update(vars(parameter))  # a parameter's own deepcopy forgets its attributes
     for original, copied in zip(model.modules(), clone.modules(), strict=True):
         if "forward" not in vars(original):
             continue
         if not hasattr(original, "_original_forward"):
+            if getattr(vars(original)["forward"], "__self__", None) is original:
+                continue  # a bound method is copied with what it is bound to
             raise UnitsError(
                 f"the forward of {type(original).__name__} was replaced on the instance, so a copy would still run "
                 "the original's: put it into a subclass"
@@ -50,6 +56,7 @@ def mask_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str,
         tensors[name].mul_(mask)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> None:
     """Cut the units that are not kept out of every tensor of `model`, in place.
@@ -69,6 +76,9 @@ def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[st
     for group in groups:
         removed = ~kept[group.name].cpu()
         for piece in group.slices:
+            if piece.role == "width":
+                _narrow_(model, piece.tensor, int(removed[piece.units].sum()))
+                continue
             tensor = tensors.get(piece.tensor)
             if tensor is None or tensor.dim() <= piece.dim or tensor.shape[piece.dim] <= int(piece.positions.max()):
                 found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
@@ -98,13 +108,21 @@ def _without(tensor: Tensor, gone: dict[int, list[Tensor]]) -> Tensor:
         keep = torch.ones(tensor.shape[dim], dtype=torch.bool)
         keep[torch.cat(positions)] = False
         result = result.index_select(dim, keep.nonzero().flatten().to(tensor.device))
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        result = result.contiguous(memory_format=torch.channels_last)
+    # The order of the dimensions in memory is the memory format.
+    order = sorted(range(tensor.dim()), key=lambda dim: (tensor.stride(dim), tensor.shape[dim]), reverse=True)
+    result = result.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.dim())])
     if not isinstance(tensor, nn.Parameter):
         return result
     parameter = nn.Parameter(result, requires_grad=tensor.requires_grad)
     vars(parameter).update(vars(tensor))
     return parameter
+
+
+def _narrow_(model: nn.Module, name: str, removed: int) -> None:
+    """Lower the attribute by which a layer without tensors knows how wide it is."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    setattr(module, attribute, getattr(module, attribute) - removed)
 
 
 def _sync_widths(module: nn.Module) -> None:
@@ -124,3 +142,57 @@ def _sync_widths(module: nn.Module) -> None:
         module.num_features = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
+
+
+class AppliedTicket:
+    """Holds masked entries of a model at zero until `remove` is called."""
+
+    def __init__(
+        self, model: nn.Module, masks: dict[str, Tensor], optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    ) -> None:
+        hold = HoldAtZero(masks)
+        self._handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(hold),
+            model.register_state_dict_pre_hook(hold),  # type: ignore[no-untyped-call]  # torch's own
+        ]
+        for optimizer in optimizers:
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: hold(model)))
+        tensors = named_tensors(model)
+        for name, mask in masks.items():
+            if tensors[name].requires_grad:
+                self._handles.append(_zero_gradient(tensors[name], mask))
+
+    def remove(self) -> None:
+        """Let the masked entries move again; they start from zero."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _zero_gradient(parameter: Tensor, mask: Tensor) -> RemovableHandle:
+    """Multiply the gradients of `parameter` by `mask` from now on."""
+    handle: RemovableHandle = parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+    return handle
+
+
+class HoldAtZero:
+    """A forward pre-hook and state-dict pre-hook that zeroes the masked entries of the module that it is called on.
+
+    It finds them by name, so that a deep copy of the module carries a hook that acts on the copy.
+    """
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        self.masks = masks
+
+    def __call__(self, module: nn.Module, *_: object) -> None:
+        """Zero the masked entries of `module`."""
+        for name, mask in self.masks.items():
+            path, _dot, attribute = name.rpartition(".")
+            tensor = getattr(module.get_submodule(path), attribute)
+            tensor.data.mul_(mask.to(tensor.device))  # .data: a backward pass may still be pending
+
+    @staticmethod
+    def strip_(module: nn.Module) -> None:
+        """Remove all such hooks from `module`."""
+        for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(hook, HoldAtZero)]:
+                del hooks[key]

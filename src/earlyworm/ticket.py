@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -12,12 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import TicketError
 from earlyworm.inputs import unwrap
 from earlyworm.masks import Mask
-from earlyworm.surgery import mask_units_
+from earlyworm.surgery import AppliedTicket, mask_units_
 from earlyworm.units import Slice, UnitGroup, Units, gate_masks, named_tensors
 
 FORMAT = "earlyworm.ticket"
@@ -104,8 +104,8 @@ class Ticket:
         return "\n".join(
             [
                 f"A ticket that {how} after {self.step} optimizer steps of {self.method}.",
-                f"It keeps {self.mask.units_kept} of {self.mask.units} units (pruning ratio {self.pruning_ratio:g}); mask "
-                f"distances in the window: {distances}.",
+                f"It keeps {self.mask.units_kept} of {self.mask.units} units (pruning ratio {self.pruning_ratio:g}); "
+                f"mask distances in the window: {distances}.",
                 *(f"  {name:{width}}  {numbers}" for name, numbers in kept.items()),
                 *(f"  {name} is left out: {reason}" for name, reason in self.units.skipped.items()),
                 "Made with " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + ".",
@@ -125,7 +125,7 @@ class Ticket:
             removable = [_pack_group(group, f"removable.{i}", tensors) for i, group in enumerate(self.units.removable)]
         for i, (name, kept) in enumerate(self.mask.kept.items()):
             tensors[f"mask.{i}"] = kept.clone()
-            tensors[f"score.{i}"] = self.scores[name].detach().to("cpu", torch.float32).contiguous()
+            tensors[f"score.{i}"] = self.scores[name].detach().to("cpu", torch.float32, copy=True).contiguous()
         described = {
             "groups": groups,
             "removable": removable,
@@ -139,7 +139,7 @@ class Ticket:
             "versions": self.versions,
         }
         metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "ticket": json.dumps(described)}
-        return save(tensors, metadata)
+        return save(tensors, {**metadata, "sha256": _digest(metadata["ticket"], tensors)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -159,11 +159,13 @@ class Ticket:
             raise TicketError(f"{path} is damaged or not a ticket ({error}): draw it again") from error
         if metadata.get("format") != FORMAT:
             raise TicketError(f"{path} is a safetensors file, but not a ticket")
-        if metadata["version"] != str(FORMAT_VERSION):
+        if metadata.get("version") != str(FORMAT_VERSION):
             raise TicketError(
-                f"{path} has format version {metadata['version']}, but this version of earlyworm reads "
+                f"{path} has format version {metadata.get('version')}, but this version of earlyworm reads "
                 f"{FORMAT_VERSION}: draw it again"
             )
+        if metadata.get("sha256") != _digest(metadata.get("ticket", ""), tensors):
+            raise TicketError(f"{path} is damaged (its checksum is wrong): draw it again")
         try:
             return cls._from_parts(json.loads(metadata["ticket"]), tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -193,60 +195,6 @@ class Ticket:
         return replace(self, mask=mask)
 
 
-class AppliedTicket:
-    """Holds masked entries of a model at zero until `remove` is called."""
-
-    def __init__(
-        self, model: nn.Module, masks: dict[str, Tensor], optimizers: tuple[torch.optim.Optimizer, ...] = ()
-    ) -> None:
-        hold = HoldAtZero(masks)
-        self._handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(hold),
-            model.register_state_dict_pre_hook(hold),  # type: ignore[no-untyped-call]  # torch's own
-        ]
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: hold(model)))
-        tensors = named_tensors(model)
-        for name, mask in masks.items():
-            if tensors[name].requires_grad:
-                self._handles.append(_zero_gradient(tensors[name], mask))
-
-    def remove(self) -> None:
-        """Let the masked entries move again; they start from zero."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def _zero_gradient(parameter: Tensor, mask: Tensor) -> RemovableHandle:
-    """Multiply the gradients of `parameter` by `mask` from now on."""
-    handle: RemovableHandle = parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
-    return handle
-
-
-class HoldAtZero:
-    """A forward pre-hook and state-dict pre-hook that zeroes the masked entries of the module that it is called on.
-
-    It finds them by name, so that a deep copy of the module carries a hook that acts on the copy.
-    """
-
-    def __init__(self, masks: dict[str, Tensor]) -> None:
-        self.masks = masks
-
-    def __call__(self, module: nn.Module, *_: object) -> None:
-        """Zero the masked entries of `module`."""
-        for name, mask in self.masks.items():
-            path, _dot, attribute = name.rpartition(".")
-            tensor = getattr(module.get_submodule(path), attribute)
-            tensor.data.mul_(mask.to(tensor.device))  # .data: a backward pass may still be pending
-
-    @staticmethod
-    def strip_(module: nn.Module) -> None:
-        """Remove all such hooks from `module`."""
-        for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, HoldAtZero)]:
-                del hooks[key]
-
-
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
@@ -268,6 +216,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _digest(described: str, tensors: dict[str, Tensor]) -> str:
+    """A checksum of all that a ticket's file says: a flipped bit in it is another valid mask."""
+    digest = hashlib.sha256(described.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pack_group(group: UnitGroup, key: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

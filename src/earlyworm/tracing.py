@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, call_model, floating_tensors
-from earlyworm.units import Role, Slice, UnitGroup, make_slice
+from earlyworm.inputs import ExampleInputs, call_model, copy_inputs, floating_tensors, private_randomness
+from earlyworm.units import Role, Slice, UnitGroup, make_slice, named_tensors
 
 _CONVS = (nn.modules.conv._ConvNd,)
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm)
 _IS_OUTPUT = "its channels are the model's output"
@@ -36,22 +35,24 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
         UnitsError: If the forward fails on the example inputs.
     """
     graph = tp.DependencyGraph()
-    with warnings.catch_warnings(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.enable_grad(), private_randomness(model):
         warnings.simplefilter("ignore")
         try:
             graph.build_dependency(
                 model,
-                example_inputs,
+                copy_inputs(example_inputs),
                 forward_fn=call_model,
-                output_transform=lambda output: list(floating_tensors(output)),
+                output_transform=_differentiable,
                 customized_pruners={},
-                ignored_layers=[],
+                # One slope for all channels couples nothing, but torch-pruning couples all layers that share it.
+                ignored_layers=[m for m in model.modules() if isinstance(m, nn.PReLU) and m.num_parameters == 1],
                 ignored_params=[],
                 verbose=False,
             )
         except Exception as error:
             raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}") from error
 
+    tensors = named_tensors(model)
     groups: list[UnitGroup] = []
     skipped: dict[str, str] = {}
     visited: set[nn.Module] = set()
@@ -70,11 +71,21 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
                 skipped[name] = reason
             continue
         unit_group = group.read(name)
-        if unit_group.size < 2:
+        if lost := next((piece.tensor for piece in unit_group.slices if not _exists(piece, tensors)), None):
+            skipped[name] = f"its channels cannot be followed to {lost}"
+        elif unit_group.size < 2:
             skipped[name] = "its channels can only be removed all together"
         else:
             groups.append(unit_group)
     return groups, skipped
+
+
+def _differentiable(output: Any) -> list[Tensor]:
+    """The tensors of an output from which the graph can be followed back."""
+    tensors = [tensor for tensor in floating_tensors(output) if tensor.requires_grad]
+    if not tensors:
+        raise ValueError("it returns no floating-point tensor that autograd can follow back to a parameter")
+    return tensors
 
 
 class _Group:
@@ -173,10 +184,12 @@ class _Group:
         else:
             roles: dict[str, Role] = {"weight": "scale", "bias": "shift"}
             for attribute, tensor in tensors.items():
-                if tensor.dim() and tensor.shape[0] > 1:
-                    gate = isinstance(module, _BATCH_NORMS) and attribute in roles
+                if tensor.dim():
+                    gate = isinstance(module, _CHANNEL_NORMS) and attribute in roles
                     role: Role = roles.get(attribute, "statistic") if gate else "statistic"
                     yield make_slice(f"{prefix}.{attribute}", 0, positions, units, role, gate)
+            if not tensors:
+                yield make_slice(f"{prefix}.num_features", 0, positions, units, "width")
 
     def _is_output_side(self, node: Any, handler: Any) -> bool:
         """Whether an item removes what a layer produces, and not what it reads."""
@@ -184,17 +197,25 @@ class _Group:
         return bool(handler == pruner.prune_out_channels)
 
     def _is_normalised(self, node: Any) -> bool:
-        """Whether all that a layer produces passes a batch norm's scale and shift before another layer reads it."""
+        """Whether all that a layer produces passes a norm's scale and shift before another layer reads it."""
         pending, seen = list(node.outputs), set()
         while pending:
             follower = pending.pop()
-            if follower in seen or (isinstance(follower.module, _BATCH_NORMS) and follower.module.affine):
+            if follower in seen or (isinstance(follower.module, _CHANNEL_NORMS) and follower.module.affine):
                 continue
             if not follower.outputs or isinstance(follower.module, (*_CONVS, nn.Linear)):
                 return False
             seen.add(follower)
             pending.extend(follower.outputs)
         return True
+
+
+def _exists(piece: Slice, tensors: dict[str, Tensor]) -> bool:
+    """Whether the model has the tensor of a slice, as long as it should be."""
+    if piece.role == "width":
+        return True
+    tensor = tensors.get(piece.tensor)
+    return tensor is not None and int(piece.positions.max()) < tensor.shape[piece.dim]
 
 
 def _is_depthwise(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import UnitsError
 
-Role = Literal["scale", "shift", "filter", "bias", "statistic", "input"]
+Role = Literal["scale", "shift", "filter", "bias", "statistic", "input", "width"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,13 @@ class Slice:
     channel that was flattened), and other positions of the tensor may belong to other groups (a concatenation).
 
     Attributes:
-        tensor: Qualified name of a parameter or buffer.
+        tensor: Qualified name of a parameter or buffer; for `width`, of a number.
         dim: The dimension that is sliced.
         positions: int64 [k], positions along `dim`, ascending.
         units: int64 [k], the unit of each position, in [0, group size).
         role: What the tensor does for the unit: `scale` and `shift` of a normalisation, `filter` and `bias` of the
-            layer that produces it, a running `statistic`, or `input` of a layer that reads it.
+            layer that produces it, a running `statistic`, `input` of a layer that reads it, or `width`, the number
+            by which a layer without tensors counts it.
         gate: Whether masking the unit zeroes this slice. Zeroing all gates of a unit makes the network compute what
             it would compute without the unit.
     """
@@ -71,7 +72,7 @@ class UnitGroup:
     def positions_per_unit(self) -> int:
         """How many channels one unit is made of (more than one in grouped convolutions)."""
         widths = [len(piece.positions) for piece in self.slices if piece.dim == 0 and piece.role != "input"]
-        return max(1, max(widths, default=self.size) // self.size)
+        return max(1, min(widths, default=self.size) // self.size)  # a norm behind a flattened map is wider
 
 
 @dataclass(frozen=True, eq=False)
