@@ -9,7 +9,6 @@ benchmarks/results/. The images that the accuracies are measured on are never tr
 """
 
 import argparse
-import dataclasses
 import shlex
 import shutil
 import statistics
@@ -45,33 +44,23 @@ def cells(seeds: Iterable[int]) -> Iterable[RunConfig]:
                     yield RunConfig(model=model, data=f"parquet:data/{data}", method=method, seed=seed, **COMMON)
 
 
-def command(config: RunConfig) -> list[str]:
-    """The command line of a run: every option that differs from its default."""
-    words = ["earlyworm", "run"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
-    return words
-
-
 def train(seeds: list[int]) -> None:
     """Do every run that is not there yet, and store its result."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for config in cells(seeds):
         stored = RESULTS / f"{config.directory_name()}.json"
         if not stored.exists():
-            subprocess.run([sys.executable, "-m", "earlyworm.cli", *command(config)[1:]], check=True)
+            subprocess.run([sys.executable, "-m", "earlyworm.cli", *shlex.split(config.command())[1:]], check=True)
             shutil.copy(RunDirectory(Path(config.output) / config.directory_name()).result, stored)
 
 
 def table() -> str:
     """Markdown: one row per network, data and method, over the seeds that are stored."""
-    rows = [
-        "| network | data | method | seeds | emerged at epoch | search FLOPs | accuracy before | pruned | 1 epoch later "
-        "| final | parameters | MACs | latency | all training FLOPs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = [
+        "network", "data", "method", "seeds", "emerged at epoch", "search FLOPs", "accuracy before", "pruned",
+        "1 epoch later", "final", "parameters", "MACs", "latency", "all training FLOPs",
+    ]  # fmt: skip
+    rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     results = [RunResult.from_json(path.read_text(), str(path)) for path in sorted(RESULTS.glob("*.json"))]
     for model in MODELS:
         for data in DATA:
@@ -114,7 +103,7 @@ def write_table() -> None:
     """Put the table and the commands into the document, between its two marks."""
     before, _, rest = DOCUMENT.read_text().partition(START)
     _, _, after = rest.partition(END)
-    example = shlex.join(command(next(iter(cells([0])))))
+    example = next(iter(cells([0]))).command()
     text = f"{table()}\n\nEvery row is `{example}` with another network, data, method and seed."
     DOCUMENT.write_text(f"{before}{START}\n{text}\n{END}{after}")
 

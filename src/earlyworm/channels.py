@@ -12,7 +12,7 @@ from torch import nn
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
-from earlyworm.surgery import copy_model, mask_units_, remove_units_
+from earlyworm.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.tracing import trace_channels
 from earlyworm.units import UnitGroup, Units, make_slice
 
@@ -59,7 +59,8 @@ def find_channels(
 
     def work() -> tuple[tuple[UnitGroup, ...], dict[str, str]]:
         found, skipped = trace_channels(copy_model(model).requires_grad_(True), example_inputs)
-        return _exact(copy_model(model), example_inputs, found, skipped), skipped
+        (scratch,), inputs = comparable_copies(example_inputs, model)
+        return _exact(scratch, inputs, found, skipped), skipped
 
     exact, skipped = _within(time_limit, work)
     if not exact:
@@ -139,21 +140,23 @@ def _exact(
 
 @torch.no_grad()
 def _randomise_(model: nn.Module) -> None:
-    """Random values everywhere: what is zero or one in a fresh network would hide differences."""
+    """Random weights and running statistics: what is zero or one in a fresh network would hide differences.
+
+    Other vectors and single numbers only vary around their values, so that their logarithms, say, stay possible.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point():
-            continue
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
-            noise = noise.abs() + 0.5
+            tensor.copy_(noise.abs() + 0.5)
+        elif name.endswith("running_mean"):
+            tensor.copy_(0.3 * noise)
+        elif not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
+            continue
         elif tensor.dim() > 1:
-            noise = noise * (2 / max(1, tensor[0].numel())) ** 0.5
-        elif name.endswith("weight"):
-            noise = 1 + 0.3 * noise
+            tensor.copy_(noise * (2 / max(1, tensor[0].numel())) ** 0.5)
         else:
-            noise = 0.3 * noise
-        tensor.copy_(noise)
+            tensor.add_((0.3 * noise).to(tensor))
 
 
 def _difference(model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup]) -> str | None:

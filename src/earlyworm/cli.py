@@ -6,18 +6,14 @@ import contextlib
 import difflib
 import io
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from earlyworm.config import RunConfig
-from earlyworm.errors import EarlywormError, RunError
-
-if TYPE_CHECKING:
-    from earlyworm.run_directory import RunDirectory
+from earlyworm.errors import EarlywormError
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _SEPARATOR = "─" * 8
@@ -45,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(arguments)
         if isinstance(options, RunConfig):
-            _run(options, shlex.join(["earlyworm", *arguments]))
+            _run(options)
         elif isinstance(options, Report):
             _report(options.path)
         else:
@@ -101,60 +97,52 @@ def _one_line(shown: str, arguments: list[str]) -> str:
     return f"{message.rstrip('.')}{hint} (earlyworm --help lists the options)"
 
 
-def _run(config: RunConfig, command: str) -> None:
+def _run(config: RunConfig) -> None:
     """`earlyworm run`."""
-    from rich.console import Console
-
     from earlyworm.display import Display
     from earlyworm.experiment import run
-    from earlyworm.report import result_table, summary
+    from earlyworm.report import result_table, summary, write_report
     from earlyworm.run_directory import RunDirectory
 
     with Display() as display:
         result = run(config, display)
     if int(os.environ.get("RANK", "0")):
         return  # the first process tells
-    console = Console()
-    if result.ticket is not None:
-        console.print(result_table(result))
-    console.print(summary(result), soft_wrap=True, highlight=False)
-    report = _write_report(RunDirectory.of(config), command)
-    console.print(f"report: {report}", soft_wrap=True, highlight=False)
+    directory = RunDirectory.of(config)
+    write_report(result, directory.report)
+    _print(result_table(result))
+    _print(summary(result))
+    _print(f"report: {directory.report}")
 
 
 def _report(path: Path) -> None:
     """`earlyworm report`."""
+    from earlyworm.report import write_report
     from earlyworm.run_directory import RunDirectory
 
-    print(_write_report(RunDirectory(path)))
-
-
-def _write_report(directory: RunDirectory, command: str | None = None) -> Path:
-    """Write the page of a run that has ended; return where it lies."""
-    from earlyworm.report import write_report
-
-    result = directory.read_result()
-    try:
-        write_report(result, directory.report, command)
-    except OSError as error:
-        raise RunError(f"cannot write {directory.report} ({error.strerror}): make room, or make it writable") from error
-    return directory.report
+    directory = RunDirectory(path)
+    write_report(directory.read_result(), directory.report)
+    print(directory.report)
 
 
 def _inspect(path: Path) -> None:
     """`earlyworm inspect`."""
-    from rich.console import Console
-
-    console = Console()
     if path.is_dir():
         from earlyworm.report import describe_run
         from earlyworm.run_directory import RunDirectory
 
-        console.print(describe_run(RunDirectory(path).read_result()), soft_wrap=True, highlight=False)
+        _print(describe_run(RunDirectory(path).read_result()))
     else:
         from earlyworm.ticket import Ticket
 
-        console.print(Ticket.load(path).describe(), soft_wrap=True, highlight=False)
+        _print(Ticket.load(path).describe())
+
+
+def _print(shown: Any) -> None:
+    """Print a table, or text as it is."""
+    from rich.console import Console
+
+    Console().print(shown, soft_wrap=isinstance(shown, str), highlight=False, markup=False, emoji=False)
 
 
 if __name__ == "__main__":

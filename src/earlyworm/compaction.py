@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from earlyworm.errors import TicketError
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.masks import Mask
-from earlyworm.surgery import AppliedTicket, HoldAtZero, copy_model, mask_units_, remove_units_
+from earlyworm.surgery import (
+    AppliedTicket,
+    HoldAtZero,
+    comparable_copies,
+    copy_model,
+    mask_units_,
+    remove_units_,
+)
 from earlyworm.ticket import Ticket
 from earlyworm.units import UnitGroup, gate_masks, named_tensors
 
@@ -49,7 +56,7 @@ def compact(
     mask_units_(small, ticket.units.groups, ticket.mask.kept)
 
     gates = gate_masks(small, ticket.units.groups, ticket.mask.kept)
-    kept = {group.name: ~_fully_masked(group, gates) for group in ticket.units.removable}
+    kept = {group.name: _stays(group, gates) for group in ticket.units.removable}
     remove_units_(small, ticket.units.removable, kept)
     _hold_the_rest(small, ticket.units.removable, kept, gates)
     if example_inputs is not None:
@@ -79,7 +86,7 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
     scores = _spread(ticket.units.groups, ticket.scores)
     revived: dict[str, list[Tensor]] = {}
     for group in ticket.units.removable:
-        removed = _fully_masked(group, {name: mask > 0 for name, mask in gates.items()})
+        removed = ~_stays(group, {name: mask > 0 for name, mask in gates.items()})
         width, missing = int((~removed).sum()), 0
         while (width + missing) * group.positions_per_unit() % multiple and width + missing < group.size:
             missing += 1
@@ -94,16 +101,20 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
     return ticket.with_mask(Mask.from_groups(kept))
 
 
-def _fully_masked(group: UnitGroup, gates: dict[str, Tensor]) -> Tensor:
-    """Which units of a removable group have every gate masked, bool [group size]."""
-    masked = torch.ones(group.size, dtype=torch.bool)
+def _stays(group: UnitGroup, gates: dict[str, Tensor]) -> Tensor:
+    """Which units of a removable group cannot be cut out, bool [group size]: those that have an open gate.
+
+    Where independent masks close all gates of a group, its first unit stays: no layer vanishes.
+    """
+    stays = torch.zeros(group.size, dtype=torch.bool)
     for piece in group.gates():
         gate = gates.get(piece.tensor)
         if gate is None:
-            return torch.zeros(group.size, dtype=torch.bool)
-        open_ = gate.flatten().cpu()[piece.positions]
-        masked[piece.units[open_]] = False
-    return masked
+            return torch.ones(group.size, dtype=torch.bool)
+        stays[piece.units[gate.flatten().cpu()[piece.positions]]] = True
+    if not stays.any():
+        stays[0] = True
+    return stays
 
 
 def _spread(groups: tuple[UnitGroup, ...], values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -152,10 +163,10 @@ def _hold_the_rest(
 
 def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs: ExampleInputs) -> None:
     """Make sure that the smaller model computes what the masked one computes."""
-    masked, trial = copy_model(model).eval(), copy_model(small).eval()
+    (masked, trial), inputs = comparable_copies(example_inputs, model, small)
     HoldAtZero.strip_(masked)
     mask_units_(masked, ticket.units.groups, ticket.mask.kept)
-    outputs = zip(probe(masked, example_inputs), probe(trial, example_inputs), strict=True)
+    outputs = zip(probe(masked, inputs), probe(trial, inputs), strict=True)
     if not all(agree(expected, actual) for expected, actual in outputs):
         raise TicketError(
             f"the compacted {type(model).__name__} does not compute what the masked one computes: its forward is not "

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,20 @@ class RunConfig:
     def settings(self) -> dict[str, Any]:
         """The fields that determine what is computed; two runs with equal settings are the same run."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_SETTINGS}
+
+    def command(self) -> str:
+        """The command line of this run: every option that differs from its default."""
+        words = ["earlyworm", "run"]
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if value == option.default:
+                continue
+            name = option.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else (str(value),))]
+        return shlex.join(words)
 
     def directory_name(self) -> str:
         """A readable name that ends with a hash of the settings."""

@@ -34,7 +34,7 @@ from earlyworm.stages import (
     Retrained,
     Silent,
     arrange_memory,
-    compacted_network,
+    compact_ticket,
     retrain,
     search_ticket,
 )
@@ -61,7 +61,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     """
     directory = RunDirectory.of(config)
     directory.check_owner(config)
-    accelerator = _make_accelerator(config, directory)
+    accelerator = make_accelerator(config, directory)
     observer = observer if observer and accelerator.is_main_process else Silent()
     if directory.result.exists() and not config.overwrite:
         result = directory.read_result()
@@ -88,7 +88,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     found, ticket = search_ticket(bench, dense, search, state)
     small, retrained = None, Retrained()
     if ticket is not None:
-        small = compacted_network(bench, dense, ticket)
+        small = compact_ticket(bench, dense, ticket, found)
         retrained = retrain(bench, small, found, state)
     accelerator.end_training()
     result = _result(bench, found, retrained, ticket, dense, small, tuple(notes))
@@ -166,7 +166,7 @@ def _result(
 _LIBRARIES = ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors")
 
 
-def _make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
+def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
     """Where the run computes: device, precision, processes, trackers."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

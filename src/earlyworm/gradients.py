@@ -112,17 +112,15 @@ class GradientHook:
         self, optimizers: list[torch.optim.Optimizer]
     ) -> dict[torch.optim.Optimizer, list[tuple[str, Tensor]]]:
         """The gates that each optimizer holds, tied ones under their first name."""
-        held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {optimizer: [] for optimizer in optimizers}
-        owner = {id(p): o for o in held for group in o.param_groups for p in group["params"]}
         tensors = named_tensors(self.model)
-        gates = {id(tensors[name]): name for name in reversed(self.gates)}
+        gates = {id(tensors[name]): (name, tensors[name]) for name in reversed(self.gates)}
+        held = {
+            optimizer: [gates[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in gates]
+            for optimizer in optimizers
+        }
+        found = {id(gate) for some in held.values() for _, gate in some}
         for name in self.gates:
-            gate = tensors[name]
-            if gates[id(gate)] != name:
-                continue
-            if id(gate) in owner:
-                held[owner[id(gate)]].append((name, gate))
-            elif gate.requires_grad and name in self._needed:
+            if name in self._needed and tensors[name].requires_grad and id(tensors[name]) not in found:
                 raise SearchError(
                     f"{name!r} is in none of the optimizers, so nothing would act on its gradient: attach all "
                     "optimizers that train the model, made after it was moved and wrapped"

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-_TOLERANCE = 1e-3  # relative to the largest output; float32 rounding stays far below, a wrong cut is far above
+# Relative to the largest output. Rounding stays far below, a wrong cut is far above.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a model's forward."""
@@ -37,24 +38,38 @@ def copy_inputs(example_inputs: ExampleInputs) -> ExampleInputs:
     return copied
 
 
+def few_examples(example_inputs: ExampleInputs, count: int, dtype: torch.dtype) -> ExampleInputs:
+    """A copy of the first `count` of a batch, floating-point tensors in `dtype`.
+
+    Inputs whose first dimensions differ are no plain batch: of them all is copied.
+    """
+    copied = copy_inputs(example_inputs)
+    sizes = {tensor.shape[:1] for tensor in tree_leaves(copied) if isinstance(tensor, Tensor)}
+
+    def some(tensor: Tensor) -> Tensor:
+        tensor = tensor[:count] if len(sizes) == 1 and tensor.dim() else tensor
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    chosen: ExampleInputs = tree_map_only(Tensor, some, copied)
+    return chosen
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def probe(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
-    """The floating-point tensors that a scratch copy of a model returns, fit to be compared with those of another.
+    """The floating-point tensors that a scratch model returns, fit to be compared with those of another one.
 
-    Whatever is narrower than float32 is widened (the copy itself too), autocast is off, and each call draws the same
-    random numbers; the caller's random state and inputs stay as they are.
+    Autocast is off, and each call draws the same random numbers; the caller's random state and inputs stay as they
+    are.
     """
-    model._apply(_widen)  # type: ignore[no-untyped-call]  # torch's own
-    inputs = tree_map_only(Tensor, _widen, copy_inputs(example_inputs))
     with private_randomness(model), torch.autocast(device_of(model).type, enabled=False):
-        return list(floating_tensors(call_model(model, inputs)))
+        return list(floating_tensors(call_model(model, copy_inputs(example_inputs))))
 
 
 def agree(expected: Tensor, actual: Tensor) -> bool:
     """Whether two outputs have one shape and, but for rounding, one value."""
-    tolerance = _TOLERANCE * max(1e-30, float(expected.abs().amax())) if expected.numel() else 0.0
-    return expected.shape == actual.shape and torch.allclose(expected, actual, rtol=0, atol=tolerance)
+    tolerance = _TOLERANCES.get(expected.dtype, 0.05) * float(expected.abs().amax()) if expected.numel() else 0.0
+    return expected.shape == actual.shape and torch.allclose(expected, actual, rtol=0, atol=max(1e-30, tolerance))
 
 
 def private_randomness(model: nn.Module) -> AbstractContextManager[None]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 from rich import box
@@ -15,20 +14,9 @@ from rich.table import Table
 
 from earlyworm.config import RunConfig
 from earlyworm.errors import RunError
+from earlyworm.figures import PALETTE, accuracy_figure, distance_figure, draw_epoch, layers_figure, retrain_length
 from earlyworm.results import RunResult
 from earlyworm.ticket import write_atomically
-
-# Name -> colour in light mode and in dark mode. The light colours differ, for the page's script finds the dark one by
-# the light one. Colour alone tells nothing: lines differ in dash, points in shape, bars in hatching.
-_PALETTE = {
-    "paper": ("#fcfcfb", "#15181b"),
-    "ink": ("#1d2226", "#e6e8ea"),
-    "muted": ("#59636b", "#9ba6ae"),
-    "rule": ("#dbdfe2", "#30363c"),
-    "dense": ("#2b4c7e", "#93b7ea"),
-    "ticket": ("#b04a14", "#f0a263"),
-}
-_PAPER, _INK, _MUTED, _RULE, _DENSE, _TICKET = (light for light, _ in _PALETTE.values())
 
 _RETRAINED_FROM = {
     "emergence": "from the weights at emergence",
@@ -116,32 +104,31 @@ def describe_run(result: RunResult) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def write_report(result: RunResult, path: Path, command: str | None = None) -> None:
+def write_report(result: RunResult, path: Path) -> None:
     """Write one HTML page that needs no network and no other file.
 
     Args:
         result: What came of the run; a run without a ticket has a page too.
         path: Where to write it; what was there is replaced only once the new page is complete.
-        command: The command that made the run, for the page to name.
 
     Raises:
         RunError: If the page cannot be written.
     """
-    figures = {"distance": _distance_figure(result), "accuracy": _accuracy_figure(result)}
+    figures = {"distance": distance_figure(result), "accuracy": accuracy_figure(result)}
     if result.layers:
-        figures["layers"] = _layers_figure(result)
+        figures["layers"] = layers_figure(result)
     environment = Environment(loader=PackageLoader("earlyworm", ""), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.jinja").render(
         result=result,
-        command=command,
+        command=result.config.command(),
         headline=_headline(result),
         sentences=_sentences(result),
         rows=_rows(result),
         settings=_settings(result.config),
         retrained_from=_RETRAINED_FROM[result.config.retrain_from],
-        draw_epoch=_draw_epoch(result),
+        draw_epoch=draw_epoch(result),
         figures={name: figure.to_dict() for name, figure in figures.items()},
-        palette=_PALETTE,
+        palette=PALETTE,
         plotlyjs=get_plotlyjs(),
         percent=_percent,
     )
@@ -157,7 +144,7 @@ def _headline(result: RunResult) -> str:
         return "No ticket emerged"
     gain = f"{result.ticket.macs / result.dense.macs:.0%} of the MACs, {_percent(result.accuracy.final)} accuracy"
     if result.search.emerged:
-        return f"A ticket emerged at epoch {_draw_epoch(result):.4g}: {gain}"
+        return f"A ticket emerged at epoch {draw_epoch(result):.4g}: {gain}"
     return f"No ticket emerged; the newest mask, drawn by force: {gain}"
 
 
@@ -173,9 +160,9 @@ def _sentences(result: RunResult) -> list[str]:
     elif config.method == "worm":
         trigger = f" (WORM never triggered: no mean distance was below {config.trigger:g})"
     if search.emerged:
-        found = f"The ticket emerged at epoch {_draw_epoch(result):.4g}{trigger}."
+        found = f"The ticket emerged at epoch {draw_epoch(result):.4g}{trigger}."
     elif search.forced:
-        found = f"{failed}{trigger}; the newest mask was drawn by force at epoch {_draw_epoch(result):.4g}."
+        found = f"{failed}{trigger}; the newest mask was drawn by force at epoch {draw_epoch(result):.4g}."
     else:
         cure = "raise --search-epochs or --epsilon, lower --check-every, or take the newest mask with --force-draw"
         found = f"{failed}{trigger}; {cure}."
@@ -186,7 +173,7 @@ def _sentences(result: RunResult) -> list[str]:
     kept, units = result.ticket.units_kept, result.ticket.units
     learned = f"Held-out accuracy: {_percent(accuracy.before)} before pruning, {_percent(accuracy.pruned)} right after"
     if accuracy.recovery:
-        retrained = f"{_epochs(_retrained(result))} of retraining {_RETRAINED_FROM[config.retrain_from]}"
+        retrained = f"{_epochs(retrain_length(result))} of retraining {_RETRAINED_FROM[config.retrain_from]}"
         learned = f"{learned}, {_percent(accuracy.final)} after {retrained}"
     return [found, f"It keeps {kept} of {units} units ({_percent(kept / units)}).", f"{learned}.", cost]
 
@@ -207,7 +194,8 @@ def _rows(result: RunResult) -> list[_Row]:
         return [_accuracy_row("accuracy", accuracy.before, None), *size, *spent]
     return [
         _accuracy_row("accuracy when pruned", accuracy.before, accuracy.pruned),
-        _accuracy_row("accuracy after retraining", accuracy.before, accuracy.final),
+        # Nothing stands against it: the dense network was not trained to the end.
+        _accuracy_row("accuracy after retraining", None, accuracy.final),
         _cost_row("units", ticket.units, ticket.units_kept, str),
         *size,
         _cost_row("FLOPs, search", None, result.search.train_flops),
@@ -216,9 +204,9 @@ def _rows(result: RunResult) -> list[_Row]:
     ]
 
 
-def _accuracy_row(label: str, dense: float, ticket: float | None) -> _Row:
+def _accuracy_row(label: str, dense: float | None, ticket: float | None) -> _Row:
     # Between accuracies the difference is what counts; a ratio would flatter.
-    change = "-" if ticket is None else f"{100 * (ticket - dense):+.1f} points"
+    change = "-" if dense is None or ticket is None else f"{100 * (ticket - dense):+.1f} points"
     return _Row(label, _percent(dense), _percent(ticket), change)
 
 
@@ -232,80 +220,3 @@ def _settings(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Every setting with its value and its default."""
     default = dataclasses.asdict(RunConfig())
     return [(name, value, default[name]) for name, value in dataclasses.asdict(config).items()]
-
-
-def _draw_epoch(result: RunResult) -> float:
-    return result.search.history[-1].epoch if result.search.epoch is None else result.search.epoch
-
-
-def _retrained(result: RunResult) -> float:
-    """Epochs of retraining; the last one is not whole where the search stopped within one."""
-    left = result.config.epochs - _draw_epoch(result)
-    planned = left if result.config.retrain_epochs is None else result.config.retrain_epochs
-    return min(len(result.accuracy.recovery), planned)
-
-
-def _distance_figure(result: RunResult) -> go.Figure:
-    config, search = result.config, result.search
-    checks = [check for check in search.history if check.distance_mean is not None]
-    mean, largest = ({c.epoch: getattr(c, f"distance_{kind}") for c in checks} for kind in ("mean", "max"))
-    figure = go.Figure(_line(mean, "mean distance", _DENSE, "solid", "circle"))
-    figure.data[0].customdata = [(f"{c.chi:.3g}", c.truncated) for c in checks]
-    figure.data[0].hovertemplate = "%{y:.3f}<br>chi %{customdata[0]}, %{customdata[1]} units truncated"
-    figure.add_trace(_line(largest, "largest distance", _DENSE, "dash", "square-open"))
-    figure.data[1].hovertemplate = "%{y:.3f}"
-    lines = [("epsilon", config.epsilon, "dot", "bottom left")]
-    if config.method == "worm":
-        lines.append(("trigger", config.trigger, "dashdot", "top left"))
-    for name, value, dash, place in lines:
-        label = {"text": f"{name} {value:g}", "font": {"color": _MUTED}}
-        figure.add_hline(value, line={"color": _MUTED, "dash": dash}, annotation=label, annotation_position=place)
-    for name, epoch, values, symbol, colour in (
-        ("trigger", search.triggered_epoch, mean, "triangle-up", _INK),
-        ("emergence", search.epoch, largest, "star", _TICKET),
-    ):
-        if epoch in values:
-            figure.add_trace(_line({epoch: values[epoch]}, name, colour, "solid", symbol))
-            figure.data[-1].update(mode="markers", marker={"size": 15}, hoverinfo="skip")
-    return figure.update_layout(yaxis={"title": "mask distance", "rangemode": "tozero"})
-
-
-def _accuracy_figure(result: RunResult) -> go.Figure:
-    accuracy, drawn = result.accuracy, _draw_epoch(result)
-    search = {check.epoch: check.accuracy for check in result.search.history}
-    figure = go.Figure(_line(search, "search, dense network", _DENSE, "solid", "circle"))
-    if accuracy.pruned is not None:
-        # The cross lies above the first point of the recovery; at the upper end the line needs no mark.
-        drop = {"x": [drawn, drawn], "y": [accuracy.pruned, accuracy.before], "marker": {"size": [10, 0]}, "zorder": 1}
-        figure.add_trace(_line({}, "pruning", _INK, "dot", "x").update(drop))
-        # Only weights that are kept lead from the drop to the recovery; others start anew.
-        start = {drawn: accuracy.pruned} if result.config.retrain_from == "emergence" else {}
-        ends = [drawn + min(epoch, _retrained(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
-        recovery = start | dict(zip(ends, accuracy.recovery, strict=True))
-        figure.add_trace(_line(recovery, "retraining, ticket", _TICKET, "dash", "square"))
-    figure.update_traces(hovertemplate="%{y:.1%}")
-    return figure.update_layout(yaxis={"title": "held-out accuracy", "tickformat": ".0%", "rangemode": "nonnegative"})
-
-
-def _layers_figure(result: RunResult) -> go.Figure:
-    # Shares, not counts: beside a layer of thousands of neurons, one of twelve heads would vanish.
-    shares = [kept / units for kept, units in result.layers.values()]
-    rows, names = list(range(len(shares))), list(result.layers)
-    hatching = {"color": _PAPER, "line": {"color": _MUTED, "width": 1}, "pattern": {"shape": "/", "fgcolor": _MUTED}}
-    figure = go.Figure(go.Bar(x=shares, y=rows, name="kept", orientation="h", marker={"color": _TICKET}))
-    figure.add_bar(x=[1 - share for share in shares], y=rows, name="removed", orientation="h", marker=hatching)
-    figure.update_traces(hovertemplate="%{x:.1%}")
-    # Names stand above the bars: at the side, those of large networks would leave a phone no room for bars.
-    labels = [f"{name}  <b>{kept}</b> of {units}" for name, (kept, units) in result.layers.items()]
-    text = {"text": labels, "mode": "text", "textposition": "middle right", "hoverinfo": "skip", "showlegend": False}
-    figure.add_scatter(x=[0] * len(rows), y=[row - 0.47 for row in rows], **text)
-    figure.update_xaxes(range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", title="units of the layer")
-    # Hovering names the layer by its tick, which is not drawn.
-    figure.update_yaxes(range=[len(rows) - 0.5, -0.8], tickvals=rows, ticktext=names, showticklabels=False)
-    figure.update_yaxes(showgrid=False)
-    return figure.update_layout(barmode="stack", bargap=0.6, height=110 + 40 * len(rows), hovermode="y unified")
-
-
-def _line(points: dict[float, float], name: str, colour: str, dash: str, symbol: str) -> go.Scatter:
-    style = {"line": {"color": colour, "dash": dash}, "marker": {"color": colour, "symbol": symbol, "size": 8}}
-    return go.Scatter(x=[*points], y=[*points.values()], name=name, mode="lines+markers", cliponaxis=False, **style)

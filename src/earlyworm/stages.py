@@ -177,14 +177,20 @@ def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, 
     bench.accelerator.log(numbers, step=found.steps)
 
 
-def compacted_network(bench: Bench, dense: nn.Module, ticket: Ticket) -> nn.Module:
-    """The compacted network with the weights to retrain from."""
-    config, data = bench.config, bench.data
-    if config.retrain_from != "emergence":
-        seed = stable_seed(config.seed, "reinitialise") if config.retrain_from == "reinitialise" else None
-        initial, _ = build_network(config, classes=data.classes, channels=data.train_images.shape[1], seed=seed)
-        dense = arrange_memory(initial, config).to(bench.accelerator.device)
-    return compact(dense, ticket, example_inputs=example_images(data, config, 1))
+def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found) -> nn.Module:
+    """The compacted network with the weights to retrain from; notes how good it is as it was cut out."""
+    config, data, accelerator = bench.config, bench.data, bench.accelerator
+    example = example_images(data, config, 1)
+    small = compact(dense, ticket, example_inputs=example)
+    if found.pruned is None:  # else retraining goes on, and `dense` is not the network that was searched
+        model = accelerator.prepare_model(small, evaluation_mode=True)
+        found.pruned = evaluate(model, data, config, accelerator)
+        small = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    if config.retrain_from == "emergence":
+        return small
+    seed = stable_seed(config.seed, "reinitialise") if config.retrain_from == "reinitialise" else None
+    initial, _ = build_network(config, classes=data.classes, channels=data.train_images.shape[1], seed=seed)
+    return compact(arrange_memory(initial, config).to(accelerator.device), ticket, example_inputs=example)
 
 
 def retrain(bench: Bench, small: nn.Module, found: Found, state: dict[str, Any] | None) -> Retrained:
@@ -197,8 +203,6 @@ def retrain(bench: Bench, small: nn.Module, found: Found, state: dict[str, Any] 
         small.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     model, prepared = accelerator.prepare(small, optimizer)
-    if found.pruned is None:
-        found.pruned = evaluate(model, bench.data, config, accelerator)
     total = bench.retrain_steps(found)
     start_epoch = pace.epochs(found.steps) if config.retrain_from == "emergence" else 0.0
     bench.observer.stage("retrain", pace.epochs(total), pace.epochs(retrained.steps))

@@ -10,20 +10,26 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
+from earlyworm.inputs import ExampleInputs, few_examples, probe
 from earlyworm.units import UnitGroup, gate_masks, named_tensors
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 _CONVS = (nn.modules.conv._ConvNd,)
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has only the latter
 
 
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy that shares nothing with `model`, and that can be trained even if it is made in inference mode.
 
     Raises:
-        UnitsError: If the instance's `forward` was replaced by something that is bound to the original model.
+        UnitsError: If it cannot be copied, or if the `forward` of an instance was replaced by something that is bound
+            to the original model.
     """
-    with torch.inference_mode(False):
-        clone = copy.deepcopy(model)
+    try:
+        with torch.inference_mode(False):
+            clone = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise UnitsError(f"{type(model).__name__} cannot be copied: {error}") from error
     for parameter, copied_parameter in zip(model.parameters(), clone.parameters(), strict=True):
         vars(copied_parameter).update(vars(parameter))  # a parameter's own deepcopy forgets its attributes
     for original, copied in zip(model.modules(), clone.modules(), strict=True):
@@ -34,12 +40,28 @@ def copy_model(model: nn.Module) -> nn.Module:
                 continue  # a bound method is copied with what it is bound to
             raise UnitsError(
                 f"the forward of {type(original).__name__} was replaced on the instance, so a copy would still run "
-                "the original's: put it into a subclass"
+                "the original's: put it into a subclass (and do not wrap parts of a model with torch.compile, but call "
+                "their own compile())"
             )
         # accelerate wraps forward for mixed precision and keeps the original beside it.
         for name in ("forward", "_original_forward"):
             vars(copied).pop(name, None)
     return clone
+
+
+def comparable_copies(example_inputs: ExampleInputs, *models: nn.Module) -> tuple[tuple[nn.Module, ...], ExampleInputs]:
+    """Copies of models in eval mode, and inputs for them, whose outputs differ only where the models do.
+
+    In float64 rounding (and TF32 on a GPU) is far below any real difference, and two examples are enough; where the
+    forward of the first model does not allow that, copies and inputs are as given.
+    """
+    few = few_examples(example_inputs, 2, torch.float64)
+    try:
+        copies = tuple(copy_model(model).double().eval() for model in models)
+        probe(copies[0], few)
+    except Exception:  # noqa: BLE001  (foreign code may fix a dtype or the size of a batch; some devices lack float64)
+        return tuple(copy_model(model).eval() for model in models), example_inputs
+    return copies, few
 
 
 @torch.no_grad()
@@ -185,6 +207,8 @@ class HoldAtZero:
 
     def __call__(self, module: nn.Module, *_: object) -> None:
         """Zero the masked entries of `module`."""
+        if _is_exporting():  # an exported forward must not write to parameters
+            return
         for name, mask in self.masks.items():
             path, _dot, attribute = name.rpartition(".")
             tensor = getattr(module.get_submodule(path), attribute)

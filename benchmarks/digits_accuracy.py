@@ -1,0 +1,66 @@
+"""Tickets on the embedded digits against the dense network, seed by seed: `earlyworm run` with its defaults.
+
+    python benchmarks/digits_accuracy.py [--seeds 0 1 2 3 4] [--threads N]
+
+The dense network is trained for as many epochs in all, from the same initial weights, with the same learning rate at
+every step. Accuracies are held-out, after the last epoch.
+"""
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+
+import torch
+
+from earlyworm.config import RunConfig
+from earlyworm.data import load_images
+from earlyworm.experiment import make_accelerator, run
+from earlyworm.run_directory import RunDirectory, build_network
+from earlyworm.training import Pace, evaluate, make_optimizer, train_steps
+
+
+def train_dense(config: RunConfig) -> float:
+    """Train the dense network for all epochs; its held-out accuracy."""
+    accelerator = make_accelerator(config, RunDirectory.of(config))
+    data = load_images(config.data, limit=config.limit).to(accelerator.device)
+    pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
+    dense, _ = build_network(config, classes=data.classes, channels=data.train_images.shape[1])
+    model, optimizer = accelerator.prepare(dense, make_optimizer(dense, config))
+    for epoch in range(config.epochs):
+        train_steps(
+            model, optimizer, data, config, pace, accelerator, stage="search",
+            first=epoch * pace.steps_per_epoch, steps=pace.steps_per_epoch, horizon=config.epochs,
+        )  # fmt: skip
+    return evaluate(model, data, config, accelerator)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--method", default="worm")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| seed | emerged at epoch | parameters | MACs | before | pruned | final | dense | difference |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    differences = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in options.seeds:
+            config = replace(RunConfig(), seed=seed, method=options.method, output=folder)
+            result, dense = run(config), train_dense(config)
+            found, accuracy, ticket = result.search, result.accuracy, result.ticket
+            if ticket is None or accuracy.final is None or accuracy.pruned is None:
+                print(f"| {seed} | not within {config.search_epochs} | | | {accuracy.before:.3f} | | | {dense:.3f} | |")
+                continue
+            differences.append(accuracy.final - dense)
+            sizes = (ticket.parameters / result.dense.parameters, ticket.macs / result.dense.macs)
+            shares = " | ".join(f"{size:.0%}" for size in sizes)
+            numbers = " | ".join(f"{a:.3f}" for a in (accuracy.before, accuracy.pruned, accuracy.final, dense))
+            print(f"| {seed} | {found.epoch:g} | {shares} | {numbers} | {differences[-1]:+.3f} |", flush=True)
+    if differences:
+        print(f"\nmean difference of the final accuracy: {100 * statistics.mean(differences):+.2f} points")
+
+
+if __name__ == "__main__":
+    main()
