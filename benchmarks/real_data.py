@@ -29,8 +29,9 @@ START, END = "<!-- real_data: start -->", "<!-- real_data: end -->"
 MODELS = ("vgg11_bn", "resnet18")
 DATA = ("fashion_mnist", "cifar10")
 METHODS = ("early-bird", "worm")
+LIMITS = {"vgg11_bn": 10_000, "resnet18": 5_000}
 COMMON = {
-    "limit": 10_000, "width": 0.25, "precision": "bf16", "batch_size": 64, "lr": 0.01, "momentum": 0.9,
+    "width": 0.25, "precision": "bf16", "batch_size": 64, "lr": 0.01, "momentum": 0.9,
     "augment": "flip", "epochs": 28, "search_epochs": 24,
 }  # fmt: skip
 
@@ -41,7 +42,14 @@ def cells(seeds: Iterable[int]) -> Iterable[RunConfig]:
         for model in MODELS:
             for data in DATA:
                 for method in METHODS:
-                    yield RunConfig(model=model, data=f"parquet:data/{data}", method=method, seed=seed, **COMMON)
+                    yield RunConfig(
+                        model=model,
+                        data=f"parquet:data/{data}",
+                        method=method,
+                        seed=seed,
+                        limit=LIMITS[model],
+                        **COMMON,
+                    )
 
 
 def train(seeds: list[int]) -> None:

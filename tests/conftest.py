@@ -1,5 +1,9 @@
 """Tests share a machine: one thread for each is faster than many that wait for each other."""
 
-import torch
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; processes that the tests start inherit it
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)

@@ -194,9 +194,13 @@ def depthwise_bias():
     ), images()  # fmt: skip
 
 
+def channel_multiplier_model() -> nn.Module:
+    return nn.Sequential(ConvNorm(3, 6), ConvNorm(6, 12, groups=6), ConvNorm(12, 6, 1), Head(6))
+
+
 def channel_multiplier():
     """A grouped convolution that makes two channels of each."""
-    return nn.Sequential(ConvNorm(3, 6), ConvNorm(6, 12, groups=6), ConvNorm(12, 6, 1), Head(6)), images()
+    return channel_multiplier_model(), images()
 
 
 class SqueezeExcite(nn.Module):

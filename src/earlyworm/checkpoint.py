@@ -59,14 +59,16 @@ class Checkpoints:
         """The newest checkpoint that is whole; None if there is none.
 
         Args:
-            report: Told about each damaged file.
+            report: Told about each damaged file; it is removed, so as not to count as one to fall back on.
         """
         for path in reversed(self._files()):
             content = path.read_bytes()
             if _digest(content) == path.stem[-16:]:
                 state: dict[str, Any] = unpack(content)
                 return state
-            report(f"the checkpoint {path} is damaged; going back to the one before")
+            path.unlink(missing_ok=True)
+            where = "the one before" if self._files() else "the start, for there is no other"
+            report(f"the checkpoint {path} is damaged; going back to {where}")
         return None
 
     def _files(self) -> list[Path]:
@@ -86,8 +88,10 @@ def pack(state: Any) -> bytes:
 
     def encode(value: Any) -> Any:
         if isinstance(value, Tensor):
-            tensors[f"{len(tensors):06d}"] = value.detach().cpu().contiguous().clone()
-            return {"tensor": f"{len(tensors) - 1:06d}"}
+            # In the order in which it lies in memory: how tensors are laid out decides in which order they are summed.
+            order = sorted(range(value.dim()), key=value.stride, reverse=True)
+            tensors[f"{len(tensors):06d}"] = value.detach().permute(order).cpu().contiguous().clone()
+            return {"tensor": f"{len(tensors) - 1:06d}", "order": order}
         if isinstance(value, dict):
             return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
         if isinstance(value, tuple):
@@ -121,7 +125,7 @@ def unpack(content: bytes) -> Any:
         if not isinstance(value, dict):
             return value
         if "tensor" in value:
-            return tensors[value["tensor"]]
+            return tensors[value["tensor"]].permute([value["order"].index(dim) for dim in range(len(value["order"]))])
         if "tuple" in value:
             return tuple(decode(item) for item in value["tuple"])
         return {decode(key): decode(item) for key, item in value["dict"]}

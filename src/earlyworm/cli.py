@@ -6,9 +6,11 @@ import contextlib
 import difflib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from earlyworm.config import RunConfig
 from earlyworm.errors import EarlywormError
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
-_SEPARATOR = "─" * 8
+_RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _inspect(options.path)
     except EarlywormError as error:
-        print(f"earlyworm: {error}", file=sys.stderr)
+        print(f"earlyworm: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("earlyworm: stopped; the same command goes on from the last check", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"earlyworm: {where}{error.strerror or error}: check path, permissions and disk", file=sys.stderr)
         return 1
     return 0
 
@@ -78,23 +84,22 @@ def _parse(arguments: list[str]) -> RunConfig | Report | Inspect:
             return options
     except SystemExit as leaving:
         if leaving.code:
-            print(f"earlyworm: {_one_line(shown.getvalue(), arguments)}", file=sys.stderr)
+            print(f"earlyworm: {_one_line(shown.getvalue())}", file=sys.stderr)
         raise
 
 
-def _one_line(shown: str, arguments: list[str]) -> str:
-    """The first paragraph of the option parser's message, with the nearest valid names."""
-    lines = [line.strip("│╭╮╰╯ \n") for line in shown.splitlines()]
-    body = lines[1 : next((i for i, line in enumerate(lines) if _SEPARATOR in line and i), len(lines))]
-    message = " ".join(line for line in body if line)
-    near = [word for line in lines[len(body) + 1 :] for word in line.split() if word.startswith("--")][:1]
-    if "invalid choice" in message.lower():
-        quoted = message.split("'")[1::2]
-        near = difflib.get_close_matches(quoted[0], quoted[1:], n=1) if quoted else []
-    elif near and near[0] in ("--help", *arguments):
-        near = []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{message.rstrip('.')}{hint} (earlyworm --help lists the options)"
+def _one_line(shown: str) -> str:
+    """The first paragraph of the option parser's message, with the nearest valid name."""
+    title, *lines = [line.strip("│╭╮╰╯ ") for line in shown.strip().splitlines()]
+    paragraphs = [list(group) for rule, group in groupby(lines, key=_RULE.fullmatch) if rule is None]
+    message = " ".join(line for line in paragraphs[0] if line).rstrip(".") if paragraphs else title
+    hint = ""
+    if wrong := re.search(r"options: ([^ ,=]+)|choice '([^']*)'", message):
+        options = [f"--{option.name.replace('_', '-')}" for option in fields(RunConfig)]
+        valid = [*("run", "report", "inspect"), *options, *message.split("'")[3::2]]
+        near = difflib.get_close_matches(wrong[1] or wrong[2], valid, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{message}{hint} (earlyworm --help lists the options)"
 
 
 def _run(config: RunConfig) -> None:

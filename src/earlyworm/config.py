@@ -10,10 +10,12 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError
@@ -117,9 +119,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                value, choices = getattr(self, name), get_args(hint)
-                raise ConfigError(f"unknown {name.replace('_', ' ')} {value!r}: {suggest(value, choices)}")
+            object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
         finite = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), float)}
         for name, value in finite.items():
             _require(math.isfinite(value), name, value, "a finite number")
@@ -182,17 +182,33 @@ class RunConfig:
     def directory_name(self) -> str:
         """A readable name that ends with a hash of the settings."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:8]
-        model, data = (Path(name.rstrip("/")).name.replace(":", "-") for name in (self.model, self.data))
+        model, data = (Path(name.rstrip("/")).name.replace(":", "-")[:64] for name in (self.model, self.data))
         return f"{model}-{data}-{self.method}-s{self.seed}-{digest}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict` after a trip through JSON; unknown fields are an error."""
         names = [f.name for f in dataclasses.fields(cls)]
+        _require(isinstance(values, dict), "the configuration", values, "a JSON object of options")
         for name in values:
             if name not in names:
                 raise ConfigError(f"unknown option {name!r}: {suggest(name, names)}")
         return cls(**{**values, "track": tuple(values.get("track", ()))})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type that `hint` asks for: of whole numbers and fractions, equal ones must read alike."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in choices:
+            raise ConfigError(f"unknown {name.replace('_', ' ')} {value!r}: {suggest(str(value), choices)}")
+        return value
+    kinds = [get_origin(kind) or kind for kind in (choices if isinstance(hint, UnionType) else (hint,))]
+    if float in kinds and type(value) is int:
+        return float(value)
+    wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+    _require(type(value) in kinds, name, repr(value), f"of type {wanted}")
+    return value
 
 
 def _require(condition: bool, name: str, value: object, cure: str) -> None:
@@ -201,7 +217,7 @@ def _require(condition: bool, name: str, value: object, cure: str) -> None:
 
 
 def _check_model_name(model: str) -> None:
-    if model not in MODELS and "/" not in model and not Path(model).is_dir():
+    if model not in MODELS and "/" not in model and not os.path.isdir(model):
         raise ConfigError(
             f"unknown model {model!r}: {suggest(model, MODELS)}, or name a directory or Hub model (owner/name)"
         )

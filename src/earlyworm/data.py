@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from earlyworm.errors import DataError
+from earlyworm.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,7 +141,7 @@ def _read_parquet(directory: Path) -> dict[str, Dataset]:
                 table = pyarrow.parquet.read_table(path)
                 splits[split] = pyarrow.concat_tables([splits[split], table]) if split in splits else table
             except (OSError, pyarrow.ArrowException) as error:
-                raise DataError(f"{path} cannot be read ({_line(error)}): get the file again") from error
+                raise DataError(f"{path} cannot be read ({first_line(error)}): get the file again") from error
     return {split: Dataset(table) for split, table in splits.items()}
 
 
@@ -164,7 +164,7 @@ def _load(name: str) -> dict[str, Dataset]:
         return dict(datasets.load_dataset(repository))
     except (HTTPError, OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cure = "put every class into a folder of its own" if folder else "check name and network, or use parquet:DIR"
-        raise DataError(f"data {name!r} cannot be loaded ({_line(error)}): {cure}") from error
+        raise DataError(f"data {name!r} cannot be loaded ({first_line(error)}): {cure}") from error
 
 
 def _labelled(dataset: Dataset, name: str) -> _Split:
@@ -213,7 +213,7 @@ def _decode(records: Sequence[dict[str, Any]], indices: NDArray[np.int64], name:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 kind, values = f"{image.width}x{image.height} {image.mode}", np.asarray(image)
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"image {index} of {name} cannot be decoded ({_line(error)}): leave it out") from error
+            raise DataError(f"image {index} of {name} cannot be decoded ({first_line(error)}): leave it out") from error
         if not kind.endswith((" L", " RGB")):
             raise DataError(f"image {index} of {name} is {kind}: convert all images to RGB, or to L (greyscale)")
         values = np.atleast_3d(values).transpose(2, 0, 1)  # [C, H, W]
@@ -292,8 +292,3 @@ def _shift(index: Tensor, generator: torch.Generator) -> Tensor:
 def epoch_order(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """The order of `n` training images in an epoch: a permutation, int64 [n], that depends on seed and epoch alone."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n)).to(device)
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, for one-line errors of our own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,3 +27,8 @@ class DataError(EarlywormError):
 
 class RunError(EarlywormError):
     """A run cannot start, go on, or be read."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for one-line messages of our own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

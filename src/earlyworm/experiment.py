@@ -39,7 +39,7 @@ from earlyworm.stages import (
     search_ticket,
 )
 from earlyworm.ticket import Ticket
-from earlyworm.training import Pace, example_images
+from earlyworm.training import Pace, check_batch, example_images
 from earlyworm.truncation import Constant, Greedy, Truncation, Worm
 
 if TYPE_CHECKING:
@@ -62,7 +62,14 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     directory = RunDirectory.of(config)
     directory.check_owner(config)
     accelerator = make_accelerator(config, directory)
-    observer = observer if observer and accelerator.is_main_process else Silent()
+    try:
+        return _run(config, directory, accelerator, observer if observer and accelerator.is_main_process else Silent())
+    finally:
+        accelerator.end_training()  # whatever ended it, trackers write what they hold, and processes part
+
+
+def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, observer: Observer) -> RunResult:
+    """The run on an accelerator that was made for it."""
     if directory.result.exists() and not config.overwrite:
         result = directory.read_result()
         if result.ticket is not None or not config.force_draw:
@@ -74,6 +81,7 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     dense, notes = build_network(config, classes=data.classes, channels=data.train_images.shape[1])
     dense = arrange_memory(dense, config).to(accelerator.device)
     search = _make_search(dense, example_images(data, config, 1), config)
+    check_batch(dense, example_images(data, config, pace.batch // config.accumulation // accelerator.num_processes))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
     for note in notes:
         observer.note(note)
@@ -84,13 +92,13 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     if config.track:
         accelerator.init_trackers("earlyworm", {name: str(value) for name, value in config.settings().items()})
     bench = Bench(config, directory, accelerator, data, pace, observer)
-    state = directory.checkpoints.load(observer.note)
+    with accelerator.main_process_first():  # it removes what is damaged
+        state = directory.checkpoints.load(observer.note)
     found, ticket = search_ticket(bench, dense, search, state)
     small, retrained = None, Retrained()
     if ticket is not None:
         small = compact_ticket(bench, dense, ticket, found)
         retrained = retrain(bench, small, found, state)
-    accelerator.end_training()
     result = _result(bench, found, retrained, ticket, dense, small, tuple(notes))
     if accelerator.is_main_process:
         if small is not None:
@@ -112,8 +120,7 @@ def _result(
     """Put everything together."""
     config, data, pace = bench.config, bench.data, bench.pace
     history = tuple(CheckRecord(**record) for record in found.history)
-    chi = config.effective_chi
-    triggered = next((check.epoch for check in history if config.method == "worm" and check.chi == chi), None)
+    triggered = next((check.epoch for check in history if config.method == "worm" and check.chi < 1), None)
     example = example_images(data, config, 1)
     dense_forward, dense_flops = count_flops(dense, example)
     search_flops = found.steps * pace.batch * dense_flops
@@ -170,11 +177,17 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
     """Where the run computes: device, precision, processes, trackers."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.tracking import filter_trackers
 
-    AcceleratorState._reset_state()  # one process may do several runs of different precision
+    # One process may do several runs, of different precision; each ends with its process group.
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
+        missing = set(config.track) - {str(tracker) for tracker in filter_trackers(config.track, directory.trackers)}
+        if missing - {"all"}:
+            raise ValueError(f"{', '.join(sorted(missing))} is not installed")
         return Accelerator(
-            cpu=config.device == "cpu",
+            # Without this, the processes of a launch on CPUs would not find each other.
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.accumulation,
             log_with=list(config.track) or None,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from earlyworm.errors import ConfigError, DataError, RunError
+from earlyworm.errors import ConfigError, DataError, RunError, first_line
 
 
 def scaled(channels: int, width: float) -> int:
@@ -125,7 +125,9 @@ REFERENCE: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_model(name: str, *, classes: int, channels: int, width: float) -> tuple[nn.Module, list[str]]:
+def build_model(
+    name: str, *, classes: int, channels: int, width: float, pretrained: bool = True
+) -> tuple[nn.Module, list[str]]:
     """Build a network, in float32 and training mode, on the CPU.
 
     Random weights come from PyTorch's global generator: seed it first.
@@ -137,6 +139,7 @@ def build_model(name: str, *, classes: int, channels: int, width: float) -> tupl
         classes: Number of classes of the data, at least 1.
         channels: Channels of an image of the data, at least 1.
         width: Width multiplier, above 0; the reference networks alone have one.
+        pretrained: Whether to take the weights that an image classifier of transformers comes with.
 
     Returns:
         The network, and notes for the user: a line where its classifier is replaced, else none.
@@ -153,15 +156,15 @@ def build_model(name: str, *, classes: int, channels: int, width: float) -> tupl
         raise ConfigError(f"no model {name!r}: choose {', '.join(REFERENCE)}, a directory, or owner/name on the Hub")
     try:
         try:
-            return _load_pretrained(name, classes, channels, local_only=True)
+            return _load(name, classes, channels, pretrained=pretrained, local_only=True)
         except OSError:
             if local:
                 raise
         _ask_hub(name)
-        return _load_pretrained(name, classes, channels, local_only=False)
+        return _load(name, classes, channels, pretrained=pretrained, local_only=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         cure = "give an image classifier of transformers, with a config.json and weights as safetensors"
-        raise RunError(f"model {name!r} cannot be loaded ({_line(error)}): {cure}") from error
+        raise RunError(f"model {name!r} cannot be loaded ({first_line(error)}): {cure}") from error
 
 
 def _ask_hub(name: str) -> None:
@@ -173,10 +176,10 @@ def _ask_hub(name: str) -> None:
         HfApi().model_info(name, timeout=10)  # seconds
     except (HTTPError, OSError) as error:
         cure = "check name and network, or give a local directory"
-        raise RunError(f"model {name!r} cannot be had from the Hub or its cache ({_line(error)}): {cure}") from error
+        raise RunError(f"model {name!r} cannot be had from the Hub ({first_line(error)}): {cure}") from error
 
 
-def _load_pretrained(name: str, classes: int, channels: int, *, local_only: bool) -> tuple[nn.Module, list[str]]:
+def _load(name: str, classes: int, channels: int, *, pretrained: bool, local_only: bool) -> tuple[nn.Module, list[str]]:
     from transformers import AutoConfig, AutoModelForImageClassification
     from transformers.utils import logging
 
@@ -188,6 +191,8 @@ def _load_pretrained(name: str, classes: int, channels: int, *, local_only: bool
         config = AutoConfig.from_pretrained(name, num_labels=classes, **options)
         _check_channels(name, getattr(config, "num_channels", channels), channels)
         if Path(name).is_dir() and not any(f for p in ("*.safetensors", "*.bin") for f in Path(name).glob(p)):
+            pretrained = False
+        if not pretrained:
             return AutoModelForImageClassification.from_config(config, dtype=torch.float32), []
         model, info = AutoModelForImageClassification.from_pretrained(
             name,
@@ -236,7 +241,7 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"weights {path} cannot be read ({_line(error)}): give a safetensors file") from error
+        raise RunError(f"weights {path} cannot be read ({first_line(error)}): give a safetensors file") from error
     replaced, notes = _compare(model, {key: tensor.shape for key, tensor in tensors.items()}, str(path))
     model.load_state_dict({k: t for k, t in tensors.items() if k not in replaced}, strict=not replaced)
     return notes
@@ -292,8 +297,3 @@ def logits(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise RunError(f"the model returned a {type(output).__name__} without logits: give an image classifier")
     return found
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, for one-line errors of our own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Self
 
-from earlyworm.config import DATA_FORMATS, DATA_NAMES, MODELS, RunConfig, suggest  # noqa: F401
-from earlyworm.errors import RunError
+from earlyworm.config import RunConfig
+from earlyworm.errors import ConfigError, RunError
 
 SCHEMA = 1
 
@@ -128,7 +128,7 @@ class RunResult:
         return json.dumps({"schema": self.schema, **dataclasses.asdict(self)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str = "result.json") -> Self:
+    def from_json(cls, text: str | bytes, source: str = "result.json") -> Self:
         """Parse the text of `result.json`.
 
         Raises:
@@ -153,5 +153,5 @@ class RunResult:
                 notes=tuple(values.pop("notes")),
                 **values,
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
             raise RunError(f"{source} is damaged ({error!r}): run again with --overwrite") from error

@@ -14,12 +14,10 @@ from torch import nn
 from earlyworm.checkpoint import Checkpoints
 from earlyworm.compaction import compact
 from earlyworm.config import RunConfig
-from earlyworm.errors import RunError
+from earlyworm.errors import ConfigError, RunError
 from earlyworm.models import build_model, load_weights, replace_classifier
 from earlyworm.results import RunResult
-from earlyworm.ticket import Ticket, write_atomically
-
-_FILES = ("config.json", "result.json", "ticket.safetensors", "model.safetensors", "report.html")
+from earlyworm.ticket import TEMPORARY, Ticket, write_atomically
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,13 @@ class RunDirectory:
         Raises:
             RunError: If something else lies there.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunError(f"{self.path} is a file: choose another --output")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
-            return
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunError(f"{self.path} is a file: choose another --output")
+            if not self.path.is_dir() or all(path.match(TEMPORARY) for path in self.path.iterdir()):
+                return
+        except OSError as error:
+            raise RunError(f"cannot read {self.path} ({error.strerror}): choose another --output") from error
         if not self.config.exists():
             raise RunError(f"{self.path} holds something that is not a run: choose another --output")
         found, wanted = self.read_config().settings(), config.settings()
@@ -90,16 +91,18 @@ class RunDirectory:
             raise RunError(f"{self.path} holds another run, with another {name}: choose another --output")
 
     def prepare(self, config: RunConfig) -> None:
-        """Make the directory; `overwrite` removes the files of the same run first.
+        """Make the directory, without what a killed process left; `overwrite` removes the files of the same run first.
 
         Raises:
             RunError: If it cannot be written.
         """
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.rglob(TEMPORARY):
+                left.unlink(missing_ok=True)
             if config.overwrite:
                 self._clear()
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists():
+            if config.overwrite or not self.config.exists():
                 write_atomically(self.config, (json.dumps(asdict(config), indent=1) + "\n").encode())
         except OSError as error:
             raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
@@ -112,9 +115,9 @@ class RunDirectory:
         """
         try:
             return RunConfig.from_dict(json.loads(self.config.read_text()))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{self.path} is not the directory of a run: it has no config.json") from error
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, ConfigError) as error:
             raise RunError(f"{self.config} is damaged ({error}): remove {self.path}, or choose another") from error
 
     def read_result(self) -> RunResult:
@@ -124,10 +127,12 @@ class RunDirectory:
             RunError: If it has none yet, or it is damaged.
         """
         try:
-            return RunResult.from_json(self.result.read_text(), str(self.result))
-        except FileNotFoundError as error:
-            self.read_config()
-            raise RunError(f"{self.path} has no result yet: give the same command again to finish the run") from error
+            return RunResult.from_json(self.result.read_bytes(), str(self.result))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            command = self.read_config().command()
+            raise RunError(f"{self.path} has no result yet: finish the run with {command}") from error
+        except OSError as error:
+            raise RunError(f"{self.result} cannot be read ({error.strerror}): run again with --overwrite") from error
 
     def write(self, path: Path, content: bytes) -> None:
         """Write one of the files, atomically.
@@ -144,10 +149,13 @@ class RunDirectory:
             ) from error
 
     def _clear(self) -> None:
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
+        # The result first, and checkpoints before the ticket that they need: interrupted here, the run can still go on.
+        self.result.unlink(missing_ok=True)
         for folder in (self.checkpoints.folder, self.trackers):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+        for path in (self.ticket, self.model, self.report):
+            path.unlink(missing_ok=True)
 
 
 def save_weights(model: nn.Module) -> bytes:
@@ -172,11 +180,13 @@ def build_network(
     Raises:
         EarlywormError: If it cannot be built or the weights do not fit.
     """
-    if config.weights is not None and Path(config.weights).is_dir():
-        return _continue_network(RunDirectory(Path(config.weights)), config, classes, channels, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
-        model, notes = build_model(config.model, classes=classes, channels=channels, width=config.width)
+        if config.weights is not None and Path(config.weights).is_dir():
+            return _continue_network(RunDirectory(Path(config.weights)), config, classes, channels, seed)
+        model, notes = build_model(
+            config.model, classes=classes, channels=channels, width=config.width, pretrained=seed is None
+        )
     if config.weights is not None and seed is None:
         notes = [*notes, *load_weights(model, config.weights)]
     return model, notes
@@ -199,7 +209,9 @@ def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
     config, result = directory.read_config(), directory.read_result()
     if result.ticket is None:
         raise RunError(f"{directory.path} drew no ticket, so it holds no network: choose another run")
-    dense, _ = build_network(config, classes=result.data.classes, channels=result.data.shape[0], seed=seed)
+    # Random weights are enough for those that are read next; the run may have started from a file that is gone.
+    start = config.seed if seed is None else seed
+    dense, _ = build_network(config, classes=result.data.classes, channels=result.data.shape[0], seed=start)
     model = compact(dense, Ticket.load(directory.ticket))
     if seed is None:
         load_weights(model, directory.model)

@@ -200,6 +200,9 @@ def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
+TEMPORARY = ".*.tmp"  # pattern of the files that a process leaves behind if it is killed within `write_atomically`
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment it is either the old one or the new one, whole.
 

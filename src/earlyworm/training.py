@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from earlyworm.config import RunConfig
 from earlyworm.data import ImageData, augment, epoch_order, normalise
-from earlyworm.errors import ConfigError, RunError
+from earlyworm.errors import ConfigError, RunError, first_line
 from earlyworm.inputs import synchronize
 from earlyworm.models import logits
+from earlyworm.surgery import copy_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,6 +62,26 @@ class Pace:
     def epochs(self, steps: int) -> float:
         """How many epochs `steps` are."""
         return steps / self.steps_per_epoch
+
+
+def check_batch(model: nn.Module, images: Tensor) -> None:
+    """Make sure that `model` can be trained on as few images as a process sees at once.
+
+    Args:
+        model: The network; a copy of it is tried.
+        images: As many images as a process sees of a micro-batch, float32 [N, C, H, W].
+
+    Raises:
+        ConfigError: If it cannot: batch norm, for one, needs more than one value per channel.
+    """
+    try:
+        with torch.no_grad():
+            copy_model(model).train()(images)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the model cannot be trained on {len(images)} images at once ({first_line(error)}): raise batch_size or "
+            "limit, or lower accumulation"
+        ) from error
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -175,14 +196,15 @@ def evaluate(model: nn.Module, data: ImageData, config: RunConfig, accelerator: 
     """Accuracy on the held-out images, in [0, 1]; every process evaluates its share."""
     model.eval()
     memory_format = torch.channels_last if config.precision == "bf16" else torch.contiguous_format
-    correct = torch.zeros((), device=accelerator.device)
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    images, labels = data.test_images[share], data.test_labels[share]
-    for some, wanted in zip(
-        torch.split(images, _EVALUATION_BATCH), torch.split(labels, _EVALUATION_BATCH), strict=True
-    ):
-        inputs = normalise(some, data.mean, data.std, torch.float32).contiguous(memory_format=memory_format)
-        correct += (logits(model(inputs)).argmax(1) == wanted).sum()
+    correct, processes = torch.zeros((), device=accelerator.device), accelerator.num_processes
+    # Shares are of equal size, for processes wait for each other in every pass; what is past the end is not counted.
+    end = -(-len(data.test_labels) // processes) * processes
+    positions = torch.arange(accelerator.process_index, end, processes, device=accelerator.device)
+    for part in torch.split(positions, _EVALUATION_BATCH):
+        own = part % len(data.test_labels)
+        inputs = normalise(data.test_images[own], data.mean, data.std, torch.float32)
+        right = logits(model(inputs.contiguous(memory_format=memory_format))).argmax(1) == data.test_labels[own]
+        correct += (right & (part < len(data.test_labels))).sum()
     return float(accelerator.reduce(correct, "sum")) / len(data.test_labels)
 
 
