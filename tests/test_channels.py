@@ -314,12 +314,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, str], dict[str, int]]
     "gated halves": (
         lambda: Model(lambda s, x: s.head(s.c(F.glu(s.b(s.a(x)), 1))),
                       a=stem(), b=nn.Conv2d(6, 12, 1), c=ConvNorm(6, 5), head=Head(5)),
-        {"b": FIXED}, {"a.0": 6, "c.0": 5},
+        {"b": DIFFERS}, {"a.0": 6, "c.0": 5},
     ),
-    "equal chunks": (  # of 12 channels a third may go evenly from both halves
-        lambda: Model(lambda s, x: s.head(s.c(torch.cat([h.relu() for h in s.b(s.a(x)).chunk(2, 1)], 1))),
-                      a=stem(), b=nn.Conv2d(6, 12, 1), c=ConvNorm(12, 5), head=Head(5)),
-        {}, {"a.0": 6, "c.0": 5},
+    "summed halves": (  # of 12 channels a third may go evenly from both halves
+        lambda: Model(lambda s, x: s.head(s.c(torch.stack(s.b(s.a(x)).relu().chunk(2, 1)).sum(0))),
+                      a=stem(), b=nn.Conv2d(6, 12, 1), c=ConvNorm(6, 5), head=Head(5)),
+        {"b": DIFFERS}, {"a.0": 6, "c.0": 5},
     ),
     "maximum over channels": (
         lambda: Model(lambda s, x: s.head(torch.cat([s.b(s.a(x)), s.b(s.a(x)).amax(1, keepdim=True)], 1)),
@@ -391,10 +391,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, str], dict[str, int]]
 @pytest.mark.parametrize("name", MODELS)
 def test_forwards_that_cannot_be_pruned_exactly(name: str) -> None:
     build, reasons, sizes = MODELS[name]
+    torch.manual_seed(0)
     units = find_channels(build(), images())
-    if reasons:
-        assert {layer: reason[: len(reasons[layer])] for layer, reason in units.skipped.items()} == reasons
     assert units.sizes == sizes
+    assert units.skipped.keys() == reasons.keys()
+    assert all(units.skipped[layer].startswith(reason) for layer, reason in reasons.items())
 
 
 def test_forwards_that_can_be_pruned() -> None:
@@ -420,7 +421,7 @@ def test_forwards_that_can_be_pruned() -> None:
 
 @pytest.mark.parametrize(("model", "message"), [
     (nn.ReLU(), "ReLU has no parameters: there is nothing to prune"),
-    (nn.Conv2d(3, 4, 3), r"no channels to prune in Conv2d: looked for convolutions and linear layers .* no such layers"),
+    (nn.Conv2d(3, 4, 3), "no channels to prune in Conv2d: looked for convolutions and linear layers .* such layers"),
     (nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)),
      r"no channels to prune in Sequential: .*\(0: its channels pass 1, which normalises across channels\)"),
     (nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 1)),
@@ -439,7 +440,7 @@ def test_a_model_that_cannot_be_copied() -> None:
     prune.l1_unstructured(model[0][0], "weight", 0.5)
     with pytest.raises(UnitsError, match="Sequential cannot be copied: "):
         find_channels(model, inputs)
-    with pytest.raises(UnitsError, match="forward of OptimizedModule .* do not wrap parts of a model"):
+    with pytest.raises(UnitsError, match=r"forward of OptimizedModule .* do not wrap parts of a model"):
         find_channels(nn.Sequential(torch.compile(stem(), backend="eager"), Head(6)), images())
 
 
@@ -459,9 +460,10 @@ def test_a_forward_that_hangs(when: str) -> None:
             time.sleep(0.01)
         return model.head(model.a(x))
 
+    model = Model(forward, a=stem(), head=Head(6))
     random_state, start = torch.get_rng_state(), time.perf_counter()
     with pytest.raises(UnitsError, match=r"longer than 0.5 seconds and was stopped: raise time_limit"):
-        find_channels(Model(forward, a=stem(), head=Head(6)), images(), time_limit=0.5)
+        find_channels(model, images(), time_limit=0.5)
     assert time.perf_counter() - start < 5
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not [thread for thread in threading.enumerate() if thread.name == "earlyworm-trace"]
@@ -490,7 +492,7 @@ def test_independent_coupling_joins_what_one_norm_reads() -> None:
 
 
 def test_independent_coupling_needs_batch_norms() -> None:
-    with pytest.raises(UnitsError, match="looks for batch norms, and Sequential has none .* take coupling='coupled'"):
+    with pytest.raises(UnitsError, match=r"looks for batch norms, and Sequential has none .* take coupling='coupled'"):
         find_channels(*zoo.conv_bias(), coupling="independent")
 
 

@@ -19,7 +19,7 @@ from earlyworm.units import UnitGroup, Units, make_slice
 Coupling = Literal["coupled", "independent"]
 T = TypeVar("T")
 
-_TRIALS = (1 / 3, 1.0)  # fractions of the units that are removed to see whether they can be; one always stays
+_TRIALS = (1 / 3, 1.0, 1.0)  # fractions of the units that are removed to see whether they can be; one always stays
 
 
 def find_channels(
@@ -122,7 +122,6 @@ def _exact(
     model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], skipped: dict[str, str]
 ) -> tuple[UnitGroup, ...]:
     """The groups whose removal gives exactly what masking gives; the others go to `skipped`."""
-    _randomise_(model)
     exact: list[UnitGroup] = []
     pending = [groups] if groups else []
     while pending:  # all at once, which is the rule; where that fails, halves of them
@@ -139,12 +138,11 @@ def _exact(
 
 
 @torch.no_grad()
-def _randomise_(model: nn.Module) -> None:
+def _randomise_(model: nn.Module, generator: torch.Generator) -> None:
     """Random weights and running statistics: what is zero or one in a fresh network would hide differences.
 
     Other vectors and single numbers only vary around their values, so that their logarithms, say, stay possible.
     """
-    generator = torch.Generator().manual_seed(0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
@@ -163,12 +161,14 @@ def _difference(model: nn.Module, example_inputs: ExampleInputs, groups: list[Un
     """How the masked and the cut network differ when random units of `groups` go; None if they do not."""
     generator = torch.Generator().manual_seed(0)
     for fraction in _TRIALS:
+        masked = copy_model(model)
+        _randomise_(masked, generator)
         kept = {}
         for group in groups:
             kept[group.name] = torch.ones(group.size, dtype=torch.bool)
             gone = torch.randperm(group.size, generator=generator)[: max(1, int(fraction * group.size))]
             kept[group.name][gone[: group.size - 1]] = False
-        masked, cut = copy_model(model), copy_model(model)
+        cut = copy_model(masked)
         mask_units_(masked, tuple(groups), kept)
         try:
             remove_units_(cut, tuple(groups), kept)

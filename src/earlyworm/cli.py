@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 after an error, 2 for wrong options, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = _parse(arguments)
+        options = parse(arguments)
         if isinstance(options, RunConfig):
             _run(options)
         elif isinstance(options, Report):
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> RunConfig | Report | Inspect:
+def parse(arguments: list[str]) -> RunConfig | Report | Inspect:
     """The options as one of the dataclasses; wrong ones end the process with one line and status 2."""
     import tyro
 

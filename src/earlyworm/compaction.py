@@ -10,7 +10,6 @@ from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.masks import Mask
 from earlyworm.surgery import (
     AppliedTicket,
-    HoldAtZero,
     comparable_copies,
     copy_model,
     mask_units_,
@@ -52,7 +51,6 @@ def compact(
     if round_to != 1:
         ticket = round_ticket(ticket, round_to)
     small = copy_model(model)
-    HoldAtZero.strip_(small)
     mask_units_(small, ticket.units.groups, ticket.mask.kept)
 
     gates = gate_masks(small, ticket.units.groups, ticket.mask.kept)
@@ -164,7 +162,6 @@ def _hold_the_rest(
 def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs: ExampleInputs) -> None:
     """Make sure that the smaller model computes what the masked one computes."""
     (masked, trial), inputs = comparable_copies(example_inputs, model, small)
-    HoldAtZero.strip_(masked)
     mask_units_(masked, ticket.units.groups, ticket.mask.kept)
     outputs = zip(probe(masked, inputs), probe(trial, inputs), strict=True)
     if not all(agree(expected, actual) for expected, actual in outputs):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from earlyworm.channels import find_channels
-from earlyworm.config import RunConfig
+from earlyworm.config import RunConfig, suggest
 from earlyworm.costs import count_flops, latency
 from earlyworm.data import ImageData, load_images
 from earlyworm.emergence import Emergence
@@ -177,14 +177,15 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
     """Where the run computes: device, precision, processes, trackers."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.tracking import filter_trackers
+    from accelerate.tracking import get_available_trackers
 
+    installed = ["all", *map(str, get_available_trackers())]
+    for name in config.track:
+        if name not in installed:
+            raise ConfigError(f"no tracker {name!r} is installed: {suggest(name, installed)}")
     # One process may do several runs, of different precision; each ends with its process group.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        missing = set(config.track) - {str(tracker) for tracker in filter_trackers(config.track, directory.trackers)}
-        if missing - {"all"}:
-            raise ValueError(f"{', '.join(sorted(missing))} is not installed")
         return Accelerator(
             # Without this, the processes of a launch on CPUs would not find each other.
             cpu=config.device == "cpu" or not torch.accelerator.is_available(),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import SearchError
+from earlyworm.inputs import unwrap_optimizer
 from earlyworm.truncation import truncate_, truncation_factor
 from earlyworm.units import Units, named_tensors
 
@@ -47,7 +48,7 @@ class GradientHook:
         self._handles: list[RemovableHandle] = []
         self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
-        self._factors: dict[str, Tensor] = {}
+        self._factors: dict[torch.optim.Optimizer, list[tuple[Tensor, Tensor, int]]] = {}  # gate, factor, gate's size
         self._stepped: set[torch.optim.Optimizer] = set()  # since `steps` was counted up
         self._stepping: set[torch.optim.Optimizer] = set()
 
@@ -139,12 +140,13 @@ class GradientHook:
             masks: Per gate a boolean tensor that broadcasts against it, True is kept; empty: do not truncate.
             chi: What gradients of the others are multiplied by, in [0, 1].
         """
-        self._factors = {
-            name: truncation_factor(masks[name], chi, parameter.dtype)
-            for held in self._held.values()
-            for name, parameter in held
-            if name in masks
-        }
+        self._factors = {}
+        for optimizer, held in self._held.items() if masks else ():
+            self._factors[optimizer] = [
+                (gate, truncation_factor(masks[name], chi, gate.dtype), gate.numel())
+                for name, gate in held
+                if name in masks
+            ]
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Adjust the gradients now, or wrap the closure that will compute them."""
@@ -192,18 +194,19 @@ class GradientHook:
                 )
                 self.flops += 3 * sum(scale.numel() for scale in scales)
         if self._factors:
-            held = [(p.grad, self._factors[name]) for name, p in self._held[optimizer] if p.grad is not None]
-            if held:
-                truncate_([gradient for gradient, _ in held], [factor for _, factor in held])
-                self.truncations += 1
-                self.flops += sum(gradient.numel() for gradient, _ in held)
+            gradients, factors = [], []
+            for gate, factor, size in self._factors[optimizer]:
+                if (gradient := gate.grad) is not None:
+                    gradients.append(gradient)
+                    factors.append(factor)
+                    self.flops += size
+            truncate_(gradients, factors)
+            self.truncations += bool(gradients)
         self.seconds += time.perf_counter() - start
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside wrappers such as accelerate's and Lightning's."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
+    optimizer = unwrap_optimizer(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise SearchError(f"attach takes torch optimizers, not a {type(optimizer).__name__}")
     return optimizer

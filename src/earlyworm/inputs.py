@@ -119,6 +119,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside wrappers such as accelerate's and Lightning's."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has done its work, so that a clock can be read; nothing to do on a CPU."""
     if device.type != "cpu":

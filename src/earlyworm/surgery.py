@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, few_examples, probe
+from earlyworm.inputs import ExampleInputs, few_examples, probe, unwrap_optimizer
 from earlyworm.units import UnitGroup, gate_masks, named_tensors
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
@@ -20,6 +20,8 @@ _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy that shares nothing with `model`, and that can be trained even if it is made in inference mode.
+
+    Nothing holds masked entries of the copy at zero, even if a ticket is applied to `model`.
 
     Raises:
         UnitsError: If it cannot be copied, or if the `forward` of an instance was replaced by something that is bound
@@ -46,6 +48,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         # accelerate wraps forward for mixed precision and keeps the original beside it.
         for name in ("forward", "_original_forward"):
             vars(copied).pop(name, None)
+    HoldAtZero.strip_(clone)
     return clone
 
 
@@ -178,7 +181,7 @@ class AppliedTicket:
             model.register_state_dict_pre_hook(hold),  # type: ignore[no-untyped-call]  # torch's own
         ]
         for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: hold(model)))
+            self._handles.append(unwrap_optimizer(optimizer).register_step_post_hook(lambda *_: hold(model)))
         tensors = named_tensors(model)
         for name, mask in masks.items():
             if tensors[name].requires_grad:

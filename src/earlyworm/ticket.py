@@ -138,8 +138,9 @@ class Ticket:
             "distances": self.distances,
             "versions": self.versions,
         }
-        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "ticket": json.dumps(described)}
-        return save(tensors, {**metadata, "sha256": _digest(metadata["ticket"], tensors)})
+        text = json.dumps(described)
+        envelope = {"version": FORMAT_VERSION, "sha256": _digest(text, tensors), "ticket": text}
+        return save(tensors, {FORMAT: json.dumps(envelope)})  # one entry: safetensors writes several in random order
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -157,17 +158,19 @@ class Ticket:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, OSError) as error:
             raise TicketError(f"{path} is damaged or not a ticket ({error}): draw it again") from error
-        if metadata.get("format") != FORMAT:
+        if FORMAT not in metadata:
             raise TicketError(f"{path} is a safetensors file, but not a ticket")
-        if metadata.get("version") != str(FORMAT_VERSION):
-            raise TicketError(
-                f"{path} has format version {metadata.get('version')}, but this version of earlyworm reads "
-                f"{FORMAT_VERSION}: draw it again"
-            )
-        if metadata.get("sha256") != _digest(metadata.get("ticket", ""), tensors):
-            raise TicketError(f"{path} is damaged (its checksum is wrong): draw it again")
         try:
-            return cls._from_parts(json.loads(metadata["ticket"]), tensors)
+            envelope = json.loads(metadata[FORMAT])
+            if envelope["version"] != FORMAT_VERSION:
+                raise TicketError(
+                    f"{path} has format version {envelope['version']}, but this version of earlyworm reads "
+                    f"{FORMAT_VERSION}: draw it again"
+                )
+            text = str(envelope["ticket"])
+            if envelope["sha256"] != _digest(text, tensors):
+                raise ValueError("the checksum is wrong")
+            return cls._from_parts(json.loads(text), tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise TicketError(f"{path} is damaged ({error!r}): draw it again") from error
 

@@ -1,0 +1,236 @@
+import dataclasses
+import json
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+
+from earlyworm.config import MODELS, RunConfig, suggest
+from earlyworm.errors import ConfigError
+
+FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
+
+# One value of every field that differs from the default; all of them together are possible too.
+OTHER = {
+    "method": "constant", "model": "vgg11_bn", "width": 0.5, "data": "imagefolder:pictures of cats", "limit": 100,
+    "weights": "w.safetensors", "seed": 3, "epochs": 40, "search_epochs": 10, "retrain_epochs": 0,
+    "retrain_from": "rewind", "optimizer": "adamw", "lr": 0.02, "momentum": 0.0, "weight_decay": 1e-4,
+    "schedule": "cosine", "batch_size": 64, "accumulation": 2, "precision": "bf16", "augment": "crop-flip",
+    "ratio": 0.25, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
+    "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
+    "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
+}  # fmt: skip
+PRESENTATION = {"output", "overwrite", "track", "force_draw"}
+
+
+def refused(**values):
+    """The text of the one-line error that these settings raise."""
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**values)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_every_field_is_tried():
+    assert set(OTHER) == set(FIELDS)
+    assert all(value != getattr(RunConfig(), name) for name, value in OTHER.items())
+
+
+# What is impossible, and what the message has to say besides name and value.
+IMPOSSIBLE = [
+    *(("ratio", value, "in [0, 1)") for value in (-0.1, 1.0, 1, 2.5)),
+    *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),
+    *(("momentum", value, "in [0, 1)") for value in (-0.1, 1.0)),
+    *(("width", value, "in (0, 4]") for value in (0.0, -1.0, 4.001)),
+    *(("lr", value, "above 0") for value in (0.0, -0.1)),
+    *((name, -1e-9, "0 or more") for name in ("weight_decay", "sparsity_penalty")),
+    *(("check_every", value, "above 0") for value in (0.0, -1.0)),
+    *(("limit", value, "above 0") for value in (0, -5)),
+    *((name, v, "at least 1") for name in ("batch_size", "accumulation", "round_to", "epochs") for v in (0, -1)),
+    *(("search_epochs", value, "at least 1") for value in (0, -1)),
+    *(("window", value, "at least 2") for value in (1, 0, -1)),
+    *(("seed", value, "in [0, 2**31)") for value in (-1, 2**31)),
+    ("retrain_epochs", -1, "0 or more"),
+    ("accumulation", 3, "a divisor of batch_size (32)"),
+    ("search_epochs", 30, "below epochs (30)"),
+    ("search_epochs", 31, "below epochs (30)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "cure"), IMPOSSIBLE)
+def test_impossible_numbers(name, value, cure):
+    text = refused(**{name: value})
+    assert text.startswith(f"{name} is {float(value) if isinstance(getattr(RunConfig(), name), float) else value}, ")
+    assert f"must be {cure}" in text
+
+
+FRACTIONS = [field.name for field in dataclasses.fields(RunConfig) if "float" in str(field.type)]
+
+
+@pytest.mark.parametrize("name", FRACTIONS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite(name, value):
+    assert refused(**{name: value}) == f"{name} is {value}, but must be a finite number"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ratio", 0.0), ("ratio", 0.999), ("epsilon", 0.0), ("epsilon", 1.0), ("trigger", 0.0), ("chi", 1.0),
+        ("chi", 0.0), ("width", 4.0), ("momentum", 0.0), ("window", 2), ("limit", 1), ("seed", 2**31 - 1),
+        ("search_epochs", 29), ("retrain_epochs", 0), ("weight_decay", 0.0), ("accumulation", 32),
+    ],
+)  # fmt: skip
+def test_the_ends_of_what_is_possible(name, value):
+    assert getattr(RunConfig(**{name: value}), name) == value
+
+
+def test_retraining_epochs_free_the_search_of_the_budget():
+    assert RunConfig(epochs=5, search_epochs=20, retrain_epochs=3).search_epochs == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [
+        ("method", "wrom", "worm"), ("method", "earlybird", "early-bird"), ("model", "resnet-18", "resnet18"),
+        ("model", "vgg11", "vgg11_bn"), ("data", "digit", "digits"), ("data", "cifar-10", "cifar10"),
+        ("data", "parket:x", "parquet:DIR"), ("data", "parquet:", "parquet:DIR"), ("optimizer", "adam", "adamw"),
+        ("schedule", "cosin", "cosine"), ("precision", "bf-16", "bf16"), ("augment", "crop_flip", "crop-flip"),
+        ("retrain_from", "reinitialize", "reinitialise"), ("static", "windows", "window"),
+        ("coupling", "couple", "coupled"), ("score", "filterl1", "filter-l1"), ("device", "cp", "cpu"),
+    ],
+)  # fmt: skip
+def test_unknown_names(name, value, nearest):
+    text = refused(**{name: value})
+    assert text.startswith(f"unknown {name.replace('_', ' ')} {value!r}: did you mean {nearest!r}? choose from ")
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", "xyz"), ("model", ""), ("data", ""), ("data", "qqq")])
+def test_names_that_are_near_to_none(name, value):
+    text = refused(**{name: value})
+    assert text.startswith(f"unknown {name} {value!r}: choose from ")
+    assert "did you mean" not in text
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "digits\0"])
+def test_names_that_no_directory_can_have(name):
+    assert refused(model=name).startswith("unknown model ")
+
+
+def test_directories_and_hub_names_are_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "network").mkdir()
+    assert RunConfig(model="network").model == "network"
+    assert RunConfig(model="microsoft/resnet-50", data="owner/data").data == "owner/data"
+    (tmp_path / "file").touch()
+    assert "unknown model 'file'" in refused(model="file")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("ratio", "0.5", "of type float"), ("ratio", True, "of type float"), ("window", 5.0, "of type int"),
+        ("window", True, "of type int"), ("limit", "all", "of type int or None"), ("chi", "none", "of type float or"),
+        ("force_draw", 1, "of type bool"), ("model", None, "of type str"), ("output", Path("runs"), "of type str"),
+        ("track", "tensorboard", "of type tuple"), ("track", ["tensorboard"], "of type tuple"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type(name, value, wanted):
+    text = refused(**{name: value})
+    assert text.startswith(f"{name} is {value!r}, but must be ")
+    assert wanted in text
+
+
+def test_a_name_of_another_type():
+    assert refused(method=3).startswith("unknown method 3: choose from early-bird")
+
+
+def test_suggest_names_the_nearest_and_all():
+    assert suggest("resnet19", MODELS) == "did you mean 'resnet18'? choose from vgg11_bn, vgg16_bn, resnet18, resnet20"
+
+
+@pytest.mark.parametrize("config", [RunConfig(), RunConfig(**OTHER)])
+def test_round_trip_through_json(config):
+    again = RunConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    assert again.directory_name() == config.directory_name()
+    assert type(again.track) is tuple
+
+
+def test_a_missing_field_has_its_default():
+    assert RunConfig.from_dict({"seed": 4}) == RunConfig(seed=4)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("ratoi", "did you mean 'ratio'? "), ("xyzzy", "choose from ")])
+def test_unknown_fields(name, hint):
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict({name: 1})
+    assert str(caught.value).startswith(f"unknown option {name!r}: {hint}")
+
+
+@pytest.mark.parametrize("values", [[], None, "seed", 3])
+def test_json_that_is_no_object(values):
+    with pytest.raises(ConfigError, match="must be a JSON object"):
+        RunConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_directory_depends_on_every_setting_and_on_nothing_else(name):
+    name_of = RunConfig().directory_name()
+    other = RunConfig(**{name: OTHER[name]}).directory_name()
+    assert (other == name_of) == (name in PRESENTATION)
+    assert (name in RunConfig().settings()) == (name not in PRESENTATION)
+
+
+def test_equal_settings_have_one_directory():
+    whole = RunConfig(width=1, ratio=0, lr=1, chi=1, check_every=2)
+    assert whole == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=1.0, check_every=2.0)
+    assert whole.directory_name() == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=1.0, check_every=2.0).directory_name()
+
+
+def test_the_directory_is_readable_and_the_same_on_every_machine():
+    assert RunConfig(seed=2).directory_name().startswith("resnet18-digits-worm-s2-")
+    assert len(RunConfig().directory_name().rpartition("-")[2]) == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ({"data": "parquet:../some where/cifar10/"}, "resnet18-cifar10-worm-"),
+        ({"data": "parquet:cifar10"}, "resnet18-parquet-cifar10-worm-"),
+        ({"data": "uoft-cs/cifar10", "model": "microsoft/resnet-50"}, "resnet-50-cifar10-worm-"),
+    ],
+)
+def test_the_directory_is_one_folder(values, start):
+    name = RunConfig(**values).directory_name()
+    assert name.startswith(start)
+    assert "/" not in name
+
+
+def test_the_directory_fits_into_a_file_name():
+    assert len(RunConfig(model="o/" + "m" * 250, data="o/" + "d" * 250).directory_name()) < 200
+
+
+@pytest.mark.parametrize(
+    ("method", "chi", "effective"),
+    [
+        ("early-bird", None, None), ("greedy", None, None), ("constant", None, 0.1), ("worm", None, 0.003),
+        ("worm", 0.0, 0.0), ("constant", 0.5, 0.5),
+    ],
+)  # fmt: skip
+def test_effective_chi(method, chi, effective):
+    assert RunConfig(method=method, chi=chi).effective_chi == effective
+
+
+def test_the_command_of_the_defaults():
+    assert RunConfig().command() == "earlyworm run"
+
+
+def test_the_command_names_what_differs():
+    words = shlex.split(RunConfig(**OTHER).command())
+    assert words[:2] == ["earlyworm", "run"]
+    assert {word for word in words if word.startswith("--")} == {f"--{name.replace('_', '-')}" for name in FIELDS}
+    assert words[words.index("--track") + 1 :][:2] == ["tensorboard", "wandb"]
+    assert words[words.index("--data") + 1] == "imagefolder:pictures of cats"
