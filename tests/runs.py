@@ -1,0 +1,97 @@
+"""Small runs for tests: their settings, an observer that can interrupt them, and what has to be equal between two."""
+
+import gc
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from earlyworm.config import RunConfig
+from earlyworm.run_directory import RunDirectory
+
+# On digits: three checks, WORM triggers at the second, the ticket emerges at the third, two and a half epochs remain.
+SMALL = {
+    "model": "vgg11_bn", "width": 0.125, "limit": 200, "batch_size": 16, "lr": 0.02, "epochs": 4, "search_epochs": 3,
+    "window": 2, "epsilon": 0.1, "trigger": 0.35, "check_every": 0.5, "device": "cpu",
+}  # fmt: skip
+
+
+def small(output, **changes):
+    """The settings of a small run."""
+    return RunConfig(**{**SMALL, "output": str(output), **changes})
+
+
+def options(output, **changes):
+    """The same as options of the command."""
+    return small(output, **changes).command().split()[1:]
+
+
+@dataclass
+class Recorder:
+    """Remembers what an observer is told; raises `error` at event number `stop`, counted from 0."""
+
+    stop: int | None = None
+    error: type[BaseException] = KeyboardInterrupt
+    events: list = field(default_factory=list)
+
+    def _tell(self, *event):
+        self.events.append(event)
+        if len(self.events) - 1 == self.stop:
+            raise self.error
+
+    def stage(self, name, epochs, done):
+        self._tell("stage", name, epochs, done)
+
+    def progress(self, epoch, loss):
+        pass  # as often as time allows, so not the same in two runs
+
+    def check(self, record):
+        self._tell("check", record)
+
+    def recovered(self, epoch, loss, accuracy):
+        self._tell("recovered", epoch, loss, accuracy)
+
+    def note(self, text):
+        self._tell("note", text)
+
+    def told(self, kind):
+        """The events of one kind."""
+        return [event[1:] for event in self.events if event[0] == kind]
+
+
+def tree(folder):
+    """Every file below a folder, with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
+    }
+
+
+def header_and_data(content):
+    """A safetensors file without the random order of its metadata."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def timeless(value):
+    """A result as JSON without what it took in seconds."""
+    if isinstance(value, dict):
+        return {name: timeless(item) for name, item in value.items() if "seconds" not in name}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def outcome(config):
+    """Everything that must be the same, bit for bit, however often a run was interrupted."""
+    directory = RunDirectory.of(config)
+    result = timeless(json.loads(directory.result.read_text()))
+    for name in ("output", "overwrite", "track", "force_draw"):
+        del result["config"][name]
+    files = {
+        path.name: header_and_data(path.read_bytes()) for path in (directory.ticket, directory.model) if path.exists()
+    }
+    leftovers = [path.name for path in directory.path.rglob("*.tmp")]
+    return json.dumps(result), files, leftovers
+
+
+def forget_garbage():
+    """Collect garbage once; what lives now is not looked at again, which every run would wait for twice."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,951 @@
+"""Whole runs on digits: what they write, that they go on wherever they were interrupted, and every option."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+from transformers import ResNetConfig, ResNetForImageClassification
+
+import earlyworm.checkpoint
+import earlyworm.experiment
+import earlyworm.run_directory
+import earlyworm.stages
+from earlyworm import compact
+from earlyworm.data import load_images
+from earlyworm.errors import ConfigError, DataError, RunError, TicketError
+from earlyworm.experiment import make_accelerator, run
+from earlyworm.results import RunResult
+from earlyworm.run_directory import RunDirectory, build_network, load_network
+from earlyworm.ticket import Ticket, write_atomically
+from earlyworm.training import evaluate
+from runs import Recorder, forget_garbage, outcome, small, tree
+from test_checkpoint import largest_file
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_garbage():
+    forget_garbage()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody interrupted: its settings, and what its observer was told."""
+    config, recorder = small(tmp_path_factory.mktemp("whole")), Recorder()
+    run(config, recorder)
+    return config, recorder
+
+
+def elsewhere(config, output, **changes):
+    """The same settings, in another folder."""
+    return dataclasses.replace(config, output=str(output), **changes)
+
+
+def copied(config, output):
+    """A copy of a run in another folder, and its settings."""
+    shutil.copytree(config.output, output, dirs_exist_ok=True)
+    return elsewhere(config, output)
+
+
+def refused(config, kind, *parts):
+    """The run ends with a one-line error of this kind that says all these parts."""
+    with pytest.raises(kind) as caught:
+        run(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(part in text for part in parts), text
+    return text
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training is an error."""
+
+    def fail(*_, **options):
+        raise AssertionError(f"trains in the {options['stage']}")
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", fail)
+
+
+@pytest.fixture
+def stages_trained(monkeypatch):
+    """Which stages are trained, a name for every call."""
+    calls, real = [], earlyworm.stages.train_steps
+
+    def recorded(*args, **options):
+        calls.append(options["stage"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", recorded)
+    return calls
+
+
+# One whole run.
+
+
+def test_the_run_directory_is_complete(whole):
+    config, _ = whole
+    directory = RunDirectory.of(config)
+    names = {path.name for path in directory.path.iterdir()}
+    assert names == {"config.json", "result.json", "ticket.safetensors", "model.safetensors", "checkpoint"}
+    assert len(list(directory.checkpoints.folder.iterdir())) == 2
+    assert directory.read_config() == config
+    assert list(directory.path.parent.iterdir()) == [directory.path]
+
+
+def test_the_result_has_the_form_of_the_design(whole):
+    values = json.loads(RunDirectory.of(whole[0]).result.read_text())
+    assert values["schema"] == 1
+    assert set(values) >= {
+        "config", "versions", "seed", "device", "search", "accuracy", "dense", "ticket", "total"
+    }  # fmt: skip
+    assert set(values["search"]) >= {
+        "method", "emerged", "epoch", "triggered_epoch", "seconds", "train_flops", "history"
+    }  # fmt: skip
+    assert set(values["search"]["history"][0]) == {
+        "epoch", "distance_mean", "distance_max", "chi", "truncated", "loss", "accuracy"
+    }  # fmt: skip
+    assert set(values["accuracy"]) == {"before", "pruned", "recovery", "final"}
+    assert set(values["dense"]) == {"parameters", "macs", "latency_seconds"}
+    assert set(values["ticket"]) == {"parameters", "macs", "latency_seconds", "units_kept", "units"}
+    assert set(values["total"]) >= {"train_flops", "seconds", "dense_train_flops"}
+
+
+def test_the_result_agrees_with_itself(whole):
+    config, _ = whole
+    directory = RunDirectory.of(config)
+    result, ticket = directory.read_result(), Ticket.load(directory.ticket)
+    search, accuracy, total = result.search, result.accuracy, result.total
+    assert (search.emerged, search.forced, search.epoch, search.triggered_epoch) == (True, False, 1.5, 1.0)
+    assert [check.epoch for check in search.history] == [0, 0.5, 1, 1.5]
+    assert [check.chi for check in search.history] == [1, 1, 0.003, 0.003]
+    assert [check.truncated for check in search.history] == [0, 0, 172, 172]
+    assert search.history[0].loss is search.history[0].distance_max is None
+    assert search.history[-1].distance_max <= config.epsilon < search.history[-2].distance_max
+    assert accuracy.before == search.history[-1].accuracy
+    assert accuracy.final == accuracy.recovery[-1]
+    assert len(accuracy.recovery) == 3  # the last is half an epoch
+    assert all(0 <= value <= 1 for value in (accuracy.before, accuracy.pruned, *accuracy.recovery))
+    assert 359 * accuracy.final == pytest.approx(round(359 * accuracy.final))
+    assert (result.data.train, result.data.test, result.data.classes, result.data.shape) == (200, 359, 10, (1, 8, 8))
+    assert "held out is a fifth" in result.data.split
+
+    assert result.ticket.units_kept == ticket.mask.units_kept == result.ticket.units // 2 == 172
+    assert result.layers == {name: (int(kept.sum()), len(kept)) for name, kept in ticket.mask.kept.items()}
+    assert ticket.step == 18
+    assert ticket.emerged
+    assert 0 < result.ticket.parameters < result.dense.parameters
+    assert 0 < result.ticket.macs < result.dense.macs
+    # A step is a forward pass, and at most twice as much backward; 16 images a step, 18 of 48 steps for the search.
+    per_image = search.train_flops / 18 / 16
+    assert 2 * 2 * result.dense.macs < per_image <= 3 * 2 * result.dense.macs
+    assert total.train_flops == search.train_flops + total.retrain_flops
+    assert 2 * 2 * result.ticket.macs < total.retrain_flops / 30 / 16 <= 3 * 2 * result.ticket.macs
+    assert total.dense_train_flops == search.train_flops // 18 * 48
+    assert 0 < search.overhead_seconds < search.seconds < total.seconds
+    assert result.seed == 0
+    assert result.device == "cpu"
+    assert set(result.versions) == {"python", "earlyworm", "torch", "torch-pruning", "accelerate", "safetensors"}
+    assert RunResult.from_json(result.to_json()) == result
+
+
+def test_the_observer_is_told_everything(whole):
+    config, recorder = whole
+    result = RunDirectory.of(config).read_result()
+    assert recorder.told("stage") == [("search", 3, 0), ("retrain", 2.5, 0)]
+    assert recorder.told("check") == [(check,) for check in result.search.history]
+    recovered = recorder.told("recovered")
+    assert [event[0] for event in recovered] == [1, 2, 2.5]
+    assert tuple(event[2] for event in recovered) == result.accuracy.recovery
+    assert recorder.told("note") == []
+
+
+def test_the_saved_network_has_the_recorded_accuracy_in_a_fresh_process(whole, fresh_python):
+    config, _ = whole
+    path = RunDirectory.of(config).path
+    found = fresh_python(f"""
+        import torch
+        from earlyworm.data import load_images, normalise
+        from earlyworm.run_directory import load_network
+        model, data = load_network({str(path)!r}).eval(), load_images("digits", limit=200)
+        with torch.inference_mode():
+            images = normalise(data.test_images, data.mean, data.std, torch.float32)
+            right = (model(images).argmax(1) == data.test_labels).sum()
+        print(int(right) / len(data.test_labels), sum(p.numel() for p in model.parameters()))
+    """)
+    result = RunDirectory.of(config).read_result()
+    assert found.split() == [str(result.accuracy.final), str(result.ticket.parameters)]
+
+
+def test_the_saved_network_is_in_train_mode_and_random_if_asked(whole):
+    path = RunDirectory.of(whole[0]).path
+    trained, first, second, other = (load_network(path, seed=seed) for seed in (None, 3, 3, 4))
+    assert trained.training
+    vectors = [parameters_to_vector(model.parameters()) for model in (trained, first, second, other)]
+    assert torch.equal(vectors[1], vectors[2])
+    assert not torch.equal(vectors[0], vectors[1])
+    assert not torch.equal(vectors[1], vectors[3])
+    assert not hasattr(trained.features[0], "_hf_hook")
+
+
+def test_the_global_generator_of_random_numbers_is_left_alone(whole, tmp_path):
+    state = torch.random.get_rng_state()
+    build_network(whole[0], classes=10, channels=1)
+    load_network(RunDirectory.of(whole[0]).path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_same_command_reuses_the_result(whole, untrained):
+    config, recorder = whole[0], Recorder()
+    before = tree(config.output)
+    result = run(config, recorder)
+    assert result == RunDirectory.of(config).read_result()
+    assert tree(config.output) == before
+    assert [kind for kind, *_ in recorder.events] == ["note"]
+    assert "--overwrite" in recorder.told("note")[0][0]
+
+
+def test_overwrite_starts_afresh(whole, tmp_path, stages_trained):
+    config = copied(whole[0], tmp_path)
+    directory = RunDirectory.of(config)
+    directory.report.write_text("old")
+    (directory.path / "mine.txt").write_text("mine")
+    recorder = Recorder()
+    run(dataclasses.replace(config, overwrite=True), recorder)
+    assert stages_trained == ["search"] * 3 + ["retrain"] * 3
+    assert recorder.told("stage") == [("search", 3, 0), ("retrain", 2.5, 0)]
+    assert outcome(config) == outcome(whole[0])
+    assert not directory.report.exists()
+    assert (directory.path / "mine.txt").read_text() == "mine"
+
+
+def test_another_seed_is_another_run(whole, tmp_path):
+    config = small(tmp_path, seed=1, epochs=3, search_epochs=2)
+    run(config)
+    assert RunDirectory.of(config).path.name != RunDirectory.of(whole[0]).path.name
+    assert not torch.equal(
+        load_file(RunDirectory.of(config).model)["classifier.weight"],
+        load_file(RunDirectory.of(whole[0]).model)["classifier.weight"],
+    )
+
+
+def test_held_out_images_are_never_trained_on(whole, tmp_path, monkeypatch):
+    def poisoned(name, *, limit):
+        data = load_images(name, limit=limit)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, data.test_images.shape, generator=generator, dtype=torch.uint8)
+        return dataclasses.replace(data, test_images=images, test_labels=9 - data.test_labels)
+
+    monkeypatch.setattr(earlyworm.experiment, "load_images", poisoned)
+    config = elsewhere(whole[0], tmp_path)
+    result = run(config)
+    assert result.accuracy.final != RunDirectory.of(whole[0]).read_result().accuracy.final
+    assert outcome(config)[1] == outcome(whole[0])[1]
+
+
+# Interrupted and resumed.
+
+EVENTS = 10  # that the observer of a whole run is told
+WRITES = [
+    "config.json",
+    *["checkpoint"] * 3,
+    "ticket.safetensors",
+    *["checkpoint"] * 3,
+    "model.safetensors",
+    "result.json",
+]
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Names the files that are written, in order; raises what `stop` says right before or after one of them."""
+    names, stop = [], {}
+
+    def write(path, content):
+        number = len(names)
+        names.append("checkpoint" if path.parent.name == "checkpoint" else path.name)
+        if (number, "before") in stop:
+            raise stop[number, "before"]
+        write_atomically(path, content)
+        if (number, "after") in stop:
+            raise stop[number, "after"]
+
+    for module in (earlyworm.checkpoint, earlyworm.run_directory):
+        monkeypatch.setattr(module, "write_atomically", write)
+    return names, stop
+
+
+def test_the_moments_at_which_a_run_is_interrupted_below_are_all(whole, tmp_path, writes):
+    run(elsewhere(whole[0], tmp_path))
+    assert writes[0] == WRITES
+    assert len(whole[1].events) == EVENTS - 1  # `EVENTS` is past the end
+
+
+@pytest.mark.parametrize("event", range(EVENTS - 1))
+def test_interrupted_at_every_event(event, whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=event))
+    assert not RunDirectory.of(config).result.exists()
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "when"), [*((n, "after") for n in range(len(WRITES) - 1)), (4, "before"), (0, "before")]
+)
+def test_interrupted_at_every_write(number, when, whole, tmp_path, writes, stages_trained):
+    config = elsewhere(whole[0], tmp_path)
+    writes[1][number, when] = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    writes[1].clear()
+    stages_trained.clear()
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+    done = WRITES[: number + (when == "after")].count("checkpoint")
+    assert len(stages_trained) == 6 - done  # nothing is trained twice
+
+
+def test_interrupted_again_and_again(whole, tmp_path, writes, stages_trained):
+    config, attempts = elsewhere(whole[0], tmp_path), 0
+    for attempts in itertools.count():
+        # One more checkpoint each time, or one more of the files at the end.
+        names, stop = writes
+        names.clear()
+        stop[1 if attempts == 0 else 0, "after"] = KeyboardInterrupt
+        try:
+            run(config)
+        except KeyboardInterrupt:
+            stop.clear()
+            assert attempts < 2 * len(WRITES)
+            if names[-1] in ("ticket.safetensors", "model.safetensors", "result.json"):
+                break  # these are written anew each time, so that there is no more progress to be made like this
+    assert len(stages_trained) >= 3
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_the_display_goes_on_where_it_was(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=3))  # at the second check after the first one was saved
+    recorder = Recorder()
+    run(config, recorder)
+    assert recorder.told("stage") == [("search", 3, 0.5), ("retrain", 2.5, 0)]
+    assert [record.epoch for (record,) in recorder.told("check")] == [1, 1.5]
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+@pytest.mark.parametrize("event", [4, 8])  # in the search, in retraining
+def test_damaged_checkpoints(event, damaged, whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=event))
+    files = sorted(RunDirectory.of(config).checkpoints.folder.iterdir())[-damaged:]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    recorder = Recorder()
+    run(config, recorder)
+    assert [str(path) in text for path, (text,) in zip(reversed(files), recorder.told("note"), strict=True)] == [
+        True
+    ] * damaged
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_a_ticket_that_is_lost_while_retraining(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=8))
+    ticket = RunDirectory.of(config).ticket
+    ticket.write_bytes(ticket.read_bytes()[:-1])
+    refused(config, TicketError, str(ticket), "damaged")
+    ticket.unlink()
+    refused(config, TicketError, str(ticket), "no ticket")
+    run(dataclasses.replace(config, overwrite=True))
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_overwrite_may_be_interrupted(whole, tmp_path, monkeypatch):
+    config = copied(whole[0], tmp_path)
+    directory = RunDirectory.of(config)
+
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(earlyworm.run_directory.shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataclasses.replace(config, overwrite=True))
+    assert not directory.result.exists()
+    monkeypatch.undo()
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_what_a_killed_process_has_left_is_swept_up(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    directory = RunDirectory.of(config)
+    directory.checkpoints.folder.mkdir(parents=True)
+    (directory.path / ".config.json.77.tmp").write_text("{")
+    shutil.rmtree(directory.checkpoints.folder)
+    directory.check_owner(config)  # killed before there was a config.json
+    directory.checkpoints.folder.mkdir()
+    shutil.copy(RunDirectory.of(whole[0]).config, directory.config)
+    (directory.checkpoints.folder / ".000001-0.safetensors.77.tmp").write_text("x")
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+# Failures while it runs.
+
+
+def test_a_full_disk(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=3))
+    before = tree(tmp_path)
+    with largest_file(100_000):
+        text = refused(config, RunError, "cannot write the checkpoint", "File too large", "make room")
+    assert str(tmp_path) in text
+    assert tree(tmp_path) == before
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, ""), (4, "ticket.safetensors"), (8, "model.safetensors"), (9, "result.json")]
+)
+def test_a_disk_that_is_full_for_one_file(number, name, whole, tmp_path, writes):
+    config = elsewhere(whole[0], tmp_path)
+    writes[1][number, "before"] = OSError(28, "No space left on device")
+    refused(config, RunError, "cannot write ", name, "No space left on device", "--output")
+    writes[1].clear()
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+@pytest.mark.parametrize("call", [2, 4])  # in the search, in retraining
+def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, whole, tmp_path, monkeypatch):
+    config, real, calls = elsewhere(whole[0], tmp_path), earlyworm.stages.train_steps, []
+
+    def poisoned(model, *args, **options):
+        calls.append(options["stage"])
+        if len(calls) == call:
+            next(model.parameters()).data[0] = math.nan
+        return real(model, *args, **options)
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", poisoned)
+    refused(config, RunError, "the loss became nan in epoch 1 of the", "at learning rate 0.02", "lower --lr")
+    assert len(list(RunDirectory.of(config).checkpoints.folder.iterdir())) == min(2, call - 1)
+    monkeypatch.setattr(earlyworm.stages, "train_steps", real)
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_a_learning_rate_that_is_too_high(tmp_path):
+    config = small(tmp_path, lr=1e25)
+    refused(config, RunError, "in epoch 1 of the search at learning rate 1e+25: lower --lr")
+    assert not RunDirectory.of(config).result.exists()
+
+
+# The run directory.
+
+
+def test_somebody_elses_directory(tmp_path, untrained):
+    config = small(tmp_path)
+    directory = RunDirectory.of(config)
+    directory.path.mkdir()
+    (directory.path / "thesis.tex").write_text("precious")
+    refused(config, RunError, str(directory.path), "holds something that is not a run", "--output")
+    assert tree(tmp_path) == {f"{directory.path.name}/thesis.tex": b"precious"}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff\xfe", b'{"seed": "x"}', b'{"sede": 1}', b'{"ratio": 7}'])
+def test_damaged_settings(content, whole, tmp_path, untrained):
+    config = copied(whole[0], tmp_path)
+    path = RunDirectory.of(config).config
+    path.write_bytes(content)
+    refused(config, RunError, f"{path} is damaged", "remove")
+    assert path.read_bytes() == content
+
+
+def test_another_run_in_the_directory(whole, tmp_path, untrained):
+    config = copied(whole[0], tmp_path)
+    path = RunDirectory.of(config).config
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
+    refused(config, RunError, "holds another run, with another lr", "--output")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 1}', b'{"schema": 2}'])
+def test_a_damaged_result(content, whole, tmp_path, untrained):
+    config = copied(whole[0], tmp_path)
+    path = RunDirectory.of(config).result
+    path.write_bytes(content)
+    refused(config, RunError, str(path), "run")
+    with pytest.raises(RunError):
+        load_network(RunDirectory.of(config).path)
+
+
+def test_a_file_in_the_place_of_the_directory(tmp_path, untrained):
+    config = small(tmp_path)
+    RunDirectory.of(config).path.write_text("mine")
+    refused(config, RunError, "is a file", "--output")
+
+
+@pytest.mark.parametrize("output", ["{tmp}/file/runs", "{tmp}/" + "n" * 300, "/proc/runs"])
+def test_output_that_cannot_be_written(output, tmp_path, untrained):
+    (tmp_path / "file").write_text("mine")
+    refused(small(output.format(tmp=tmp_path)), RunError, "cannot ", "--output")
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ticket.safetensors"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", None])
+def test_a_damaged_network(name, damage, whole, tmp_path):
+    config = copied(whole[0], tmp_path)
+    path = RunDirectory.of(config).path / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises((RunError, TicketError)) as caught:
+        load_network(RunDirectory.of(config).path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# What the options do.
+
+
+def test_checks_once_an_epoch(tmp_path):
+    result = run(small(tmp_path, check_every=1.0, epsilon=0.2))
+    assert [check.epoch for check in result.search.history] == list(range(len(result.search.history)))
+
+
+@pytest.fixture
+def first_weights(monkeypatch):
+    """The networks with which retraining starts, as state dictionaries."""
+    states, real = [], earlyworm.stages.retrain
+
+    def recorded(bench, network, *rest):
+        states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
+        return real(bench, network, *rest)
+
+    monkeypatch.setattr(earlyworm.experiment, "retrain", recorded)
+    return states
+
+
+def same_tensors(first, second):
+    return list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("retrain_from", ["emergence", "rewind", "reinitialise"])
+def test_what_retraining_starts_from(retrain_from, whole, tmp_path, first_weights, monkeypatch):
+    config = elsewhere(whole[0], tmp_path, retrain_from=retrain_from)
+    searched = {}
+    real = earlyworm.experiment.search_ticket
+
+    def recorded(bench, dense, *rest):
+        found = real(bench, dense, *rest)
+        searched.update(dense=dense)
+        return found
+
+    monkeypatch.setattr(earlyworm.experiment, "search_ticket", recorded)
+    result = run(config)
+    ticket = Ticket.load(RunDirectory.of(config).ticket)
+    initial, _ = build_network(config, classes=10, channels=1)
+    cut = {"emergence": compact(searched["dense"], ticket), "rewind": compact(initial, ticket)}
+    for name, network in cut.items():
+        assert same_tensors(first_weights[0], network.state_dict()) == (name == retrain_from)
+    if retrain_from == "reinitialise":  # from a distribution like that of the initial weights
+        key = "features.4.weight"
+        assert first_weights[0][key].std() == pytest.approx(initial.state_dict()[key].std(), rel=0.2)
+        assert first_weights[0]["features.1.running_mean"].abs().max() == 0
+    # The ticket, and how good it was as it was cut out, do not depend on what follows.
+    reference = RunDirectory.of(whole[0]).read_result()
+    assert result.search.history == reference.search.history
+    assert result.accuracy.pruned == reference.accuracy.pruned
+
+
+@pytest.mark.parametrize("retrain_from", ["rewind", "reinitialise"])
+@pytest.mark.parametrize("event", [6, 7])  # before and after there is a checkpoint of retraining
+def test_retraining_from_other_weights_is_resumed(event, retrain_from, whole, tmp_path):
+    configs = [elsewhere(whole[0], tmp_path / name, retrain_from=retrain_from) for name in ("whole", "again")]
+    run(configs[0])
+    with pytest.raises(KeyboardInterrupt):
+        run(configs[1], Recorder(stop=event))
+    run(configs[1])
+    assert outcome(configs[1]) == outcome(configs[0])
+
+
+def test_epochs_of_retraining_may_be_given(tmp_path):
+    result = run(small(tmp_path, retrain_epochs=1, search_epochs=20))
+    assert len(result.accuracy.recovery) == 1
+    assert result.total.dense_train_flops == result.search.train_flops // 18 * 30
+
+
+def test_no_retraining_at_all(tmp_path):
+    config = small(tmp_path, retrain_epochs=0)
+    result = run(config)
+    assert result.accuracy.recovery == ()
+    assert result.accuracy.final == result.accuracy.pruned
+    assert result.total.retrain_flops == 0
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+def held_out_accuracy(config):
+    """What the saved network of a run gets right, loaded anew."""
+    network, data = load_network(RunDirectory.of(config).path), load_images(config.data, limit=config.limit)
+    accelerator = make_accelerator(config, RunDirectory.of(config))
+    return evaluate(accelerator.prepare_model(network, evaluation_mode=True), data, config, accelerator)
+
+
+def test_a_ticket_that_does_not_emerge(tmp_path, untrained_after):
+    config = small(tmp_path, epsilon=0.0, search_epochs=2)
+    directory = RunDirectory.of(config)
+    result = run(config)
+    assert (result.search.emerged, result.search.forced, result.search.epoch) == (False, False, None)
+    assert result.ticket is None
+    assert (result.accuracy.pruned, result.accuracy.recovery, result.accuracy.final) == (None, (), None)
+    assert result.accuracy.before == result.search.history[-1].accuracy
+    assert result.total.train_flops == result.total.dense_train_flops == result.search.train_flops
+    assert len(result.search.history) == 5
+    assert not directory.ticket.exists()
+    assert not directory.model.exists()
+    with pytest.raises(RunError, match="drew no ticket"):
+        load_network(directory.path)
+    before = tree(tmp_path)
+    assert run(config) == result
+    assert tree(tmp_path) == before
+
+    # The same with force goes on without searching again.
+    forced = dataclasses.replace(config, force_draw=True)
+    untrained_after("search")
+    drawn = run(forced)
+    assert (drawn.search.emerged, drawn.search.forced, drawn.search.epoch) == (False, True, None)
+    assert drawn.search.history == result.search.history
+    assert drawn.ticket is not None
+    assert len(drawn.accuracy.recovery) == 2
+    assert not Ticket.load(directory.ticket).emerged
+    assert "drawn by force" in Ticket.load(directory.ticket).describe()
+    assert held_out_accuracy(forced) == drawn.accuracy.final
+    assert run(config) == drawn  # and there it stays
+
+    # Forced at once, it is the same.
+    at_once = dataclasses.replace(forced, output=str(tmp_path / "at once"))
+    untrained_after(None)
+    run(at_once)
+    assert outcome(at_once) == outcome(forced)
+
+
+@pytest.fixture
+def untrained_after(monkeypatch):
+    """Makes training in a stage an error."""
+    real, forbidden = earlyworm.stages.train_steps, [None]
+
+    def train_steps(*args, **options):
+        assert options["stage"] != forbidden[0]
+        return real(*args, **options)
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", train_steps)
+    return lambda stage: forbidden.__setitem__(0, stage)
+
+
+def test_a_ticket_that_emerges_is_not_forced(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path, force_draw=True)
+    assert not run(config).search.forced
+    assert outcome(config) == outcome(whole[0])
+
+
+def test_widths_are_rounded_up(tmp_path):
+    config = small(tmp_path, width=0.25, round_to=8, retrain_epochs=1)
+    result = run(config)
+    network = load_network(RunDirectory.of(config).path)
+    widths = [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert all(width % 8 == 0 for width in widths)
+    assert result.ticket.units // 2 < result.ticket.units_kept < result.ticket.units
+    assert sum(kept for kept, _ in result.layers.values()) == result.ticket.units_kept == sum(widths)
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "early-bird"}, {"method": "constant"}, {"method": "greedy"}, {"static": "window"},
+        {"optimizer": "adamw", "schedule": "cosine", "lr": 0.005}, {"sparsity_penalty": 1e-3}, {"chi": 1.0},
+        {"score": "filter-l1"}, {"augment": "crop-flip"}, {"accumulation": 2}, {"precision": "bf16"},
+        {"coupling": "independent", "model": "resnet20"}, {"model": "resnet18"}, {"model": "vgg16_bn"},
+    ],
+)  # fmt: skip
+def test_every_option_from_beginning_to_end(changes, tmp_path):
+    configs = [small(tmp_path / name, epsilon=0.3, epochs=3, search_epochs=2, **changes) for name in ("whole", "again")]
+    result = run(configs[0])
+    assert result.search.emerged
+    assert held_out_accuracy(configs[0]) == result.accuracy.final
+    with pytest.raises(KeyboardInterrupt):
+        run(configs[1], Recorder(stop=3))
+    with pytest.raises(KeyboardInterrupt):
+        run(configs[1], Recorder(stop=3))
+    run(configs[1])
+    assert outcome(configs[1]) == outcome(configs[0])
+
+    chis, history = [check.chi for check in result.search.history], result.search.history
+    match configs[0].method, configs[0].effective_chi:
+        case "early-bird", _:
+            assert set(chis) == {1}
+            assert result.search.triggered_epoch is None
+        case "constant", chi:
+            assert set(chis) == {chi} == {0.1}
+        case "greedy", _:
+            assert chis == [1.0, *(check.distance_mean for check in history[1:])]
+        case "worm", chi:
+            below = [
+                i for i, check in enumerate(history) if check.distance_mean is not None and check.distance_mean < 0.35
+            ]
+            assert chis == [chi if below and i >= below[0] else 1 for i in range(len(history))]
+            triggered = history[below[0]].epoch if below and chi < 1 else None
+            assert result.search.triggered_epoch == triggered
+
+
+def test_a_chi_of_one_is_early_bird(tmp_path):
+    histories = [run(small(tmp_path, **changes)).search.history for changes in ({"chi": 1.0}, {"method": "early-bird"})]
+    assert histories[0] == histories[1]
+
+
+def test_bf16_and_channels_last_are_resumed_as_they_were(tmp_path):
+    configs = [small(tmp_path / name, precision="bf16", accumulation=2, augment="crop") for name in ("whole", "again")]
+    run(configs[0])
+    for event in (4, 5):
+        with pytest.raises(KeyboardInterrupt):
+            run(configs[1], Recorder(stop=event))
+    run(configs[1])
+    assert outcome(configs[1]) == outcome(configs[0])
+
+
+# Initial weights.
+
+
+def test_weights_from_a_file(whole, tmp_path):
+    network, _ = build_network(whole[0], classes=10, channels=1, seed=77)
+    tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    save_file(tensors, tmp_path / "same.safetensors")
+    save_file(
+        {**tensors, "classifier.weight": torch.zeros(3, 64), "classifier.bias": torch.zeros(3)},
+        tmp_path / "three.safetensors",
+    )
+    same, notes = build_network(
+        elsewhere(whole[0], tmp_path, weights=str(tmp_path / "same.safetensors")), classes=10, channels=1
+    )
+    assert notes == []
+    assert same_tensors(same.state_dict(), tensors)
+
+    config = small(tmp_path / "runs", weights=str(tmp_path / "three.safetensors"), retrain_from="rewind")
+    recorder = Recorder()
+    result = run(config, recorder)
+    note = f"classifier classifier.weight: 3 classes in {tmp_path}/three.safetensors, 10 here: starts anew"
+    assert result.notes == (note,)
+    assert recorder.told("note") == [(note,)]
+    # The network of the run needs that file no longer.
+    (tmp_path / "three.safetensors").unlink()
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model": "resnet18"}, ("resnet18", "model vgg11_bn")),
+        ({"width": 0.25}, ("width 0.125", "--width is 0.25")),
+    ],
+)
+def test_weights_of_another_run_that_does_not_fit(changes, parts, whole, tmp_path, untrained):
+    config = small(tmp_path, weights=str(RunDirectory.of(whole[0]).path), **changes)
+    refused(config, RunError, *parts)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("case", ["missing", "text", "other width", "not a run", "unfinished"])
+def test_weights_that_cannot_be_used(case, whole, tmp_path, untrained):
+    path = tmp_path / "weights"
+    if case == "text":
+        path.write_text("text")
+    elif case == "other width":
+        network, _ = build_network(small(tmp_path, width=0.25), classes=10, channels=1)
+        save_file(dict(network.state_dict()), path)
+    elif case in ("not a run", "unfinished"):
+        path.mkdir()
+    if case == "unfinished":
+        shutil.copy(RunDirectory.of(whole[0]).config, path / "config.json")
+    before = tree(tmp_path)
+    refused(small(tmp_path / "runs", weights=str(path)), RunError, str(path))
+    assert tree(tmp_path) == before
+
+
+def test_weights_of_another_run(whole, tmp_path):
+    earlier = RunDirectory.of(whole[0]).path
+    config = small(tmp_path, weights=str(earlier), ratio=0.25)
+    network, notes = build_network(config, classes=10, channels=1)
+    assert notes == []
+    assert same_tensors(network.state_dict(), load_network(earlier).state_dict())
+    result = run(config)
+    assert result.dense.parameters == RunDirectory.of(whole[0]).read_result().ticket.parameters
+    assert held_out_accuracy(config) == result.accuracy.final
+    assert result.search.history[0].accuracy == RunDirectory.of(whole[0]).read_result().accuracy.final
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """Pictures of two classes, of the size of digits."""
+    from PIL import Image
+
+    data, generator = load_images("digits", limit=None), torch.Generator().manual_seed(0)
+    for label in (0, 1):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        own = data.train_images[data.train_labels == label]
+        for number in torch.randperm(len(own), generator=generator)[:60].tolist():
+            Image.fromarray(own[number, 0].numpy()).save(tmp_path / "pictures" / str(label) / f"{number}.png")
+    return f"imagefolder:{tmp_path / 'pictures'}"
+
+
+def test_weights_of_another_run_for_other_classes(whole, tmp_path, two_classes, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    earlier = RunDirectory.of(whole[0]).path
+    config = small(tmp_path / "runs", weights=str(earlier), data=two_classes, retrain_from="rewind", limit=None)
+    networks = []
+    for _ in range(2):
+        torch.rand(3)  # whatever happened before
+        network, notes = build_network(config, classes=2, channels=1)
+        networks.append(network.state_dict())
+        assert notes == ["classifier classifier: 10 classes before, 2 here: starts anew"]
+    assert same_tensors(*networks)
+    assert not same_tensors(
+        networks[0], build_network(dataclasses.replace(config, seed=1), classes=2, channels=1)[0].state_dict()
+    )
+    result = run(config)
+    assert result.notes == ("classifier classifier: 10 classes before, 2 here: starts anew",)
+    assert result.data.classes == 2
+    assert "has no test split" in result.data.split
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+# Networks of transformers.
+
+
+def classifier_directory(path, *, channels=1, pretrained=False):
+    torch.manual_seed(5)
+    config = ResNetConfig(
+        num_channels=channels, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    if pretrained:
+        ResNetForImageClassification(config).save_pretrained(path)
+    else:
+        config.save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_classifier_of_transformers(pretrained, tmp_path):
+    model = classifier_directory(tmp_path / "tiny", pretrained=pretrained)
+    configs = [small(tmp_path / name, model=model, epsilon=0.3, retrain_epochs=1) for name in ("whole", "again")]
+    result = run(configs[0])
+    assert result.search.emerged
+    assert result.ticket.parameters < result.dense.parameters
+    for event in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            run(configs[1], Recorder(stop=event))
+    run(configs[1])
+    assert outcome(configs[1]) == outcome(configs[0])
+    assert held_out_accuracy(configs[0]) == result.accuracy.final
+
+
+def test_pretrained_weights_are_where_training_starts_and_where_it_is_rewound_to(tmp_path, first_weights):
+    model = classifier_directory(tmp_path / "tiny", pretrained=True)
+    pretrained = load_file(tmp_path / "tiny" / "model.safetensors")
+    for number, retrain_from in enumerate(("rewind", "reinitialise")):
+        config = small(tmp_path, model=model, epsilon=0.3, retrain_epochs=1, retrain_from=retrain_from)
+        initial, _ = build_network(config, classes=10, channels=1)
+        assert same_tensors(dict(sorted(initial.state_dict().items())), dict(sorted(pretrained.items())))
+        run(config)
+        cut = compact(initial, Ticket.load(RunDirectory.of(config).ticket)).state_dict()
+        assert same_tensors(first_weights[number], cut) == (retrain_from == "rewind")
+        weights = [key for key, tensor in cut.items() if tensor.dim() > 1]
+        assert any(torch.equal(first_weights[number][key], cut[key]) for key in weights) == (retrain_from == "rewind")
+
+
+def test_greyscale_images_for_a_network_of_rgb_images(tmp_path, untrained):
+    model = classifier_directory(tmp_path / "tiny", channels=3)
+    before = tree(tmp_path)
+    refused(small(tmp_path / "runs", model=model), DataError, "greyscale (1) data", "RGB (3) images")
+    assert tree(tmp_path) == before
+
+
+# What cannot be done is found out before anything is written.
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"ratio": 0.99}, ("0.99 removes", "at least 1 of each")),
+        ({"batch_size": 1}, ("cannot be trained on 1 images at once", "raise batch_size")),
+        ({"limit": 1}, ("cannot be trained on 1 images at once", "limit")),
+        ({"limit": 9, "batch_size": 16, "accumulation": 2}, ("a batch of 9 images", "multiple of 2")),
+        ({"track": ("tensorbored",)}, ("no tracker 'tensorbored' is installed", "did you mean 'tensorboard'")),
+        ({"track": ("wandb",)}, ("no tracker 'wandb' is installed", "tensorboard")),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_or_the_machine(changes, parts, tmp_path, untrained):
+    refused(small(tmp_path, **changes), ConfigError, *parts)
+    assert tree(tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_is_not_overwritten_by_an_impossible_one(whole, tmp_path, untrained, monkeypatch):
+    config = copied(whole[0], tmp_path)
+    before = tree(tmp_path)
+
+    def fail(*_, **__):
+        raise DataError("gone")
+
+    monkeypatch.setattr(earlyworm.experiment, "load_images", fail)
+    refused(dataclasses.replace(config, overwrite=True), DataError, "gone")
+    assert tree(tmp_path) == before
+
+
+# Trackers.
+
+
+def scalars(config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for path in sorted(RunDirectory.of(config).trackers.rglob("events.*")):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    return found
+
+
+def test_tensorboard(whole, tmp_path):
+    config = elsewhere(whole[0], tmp_path, track=("tensorboard",))
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=3))
+    assert list(scalars(config)["search/accuracy"]) == [0, 6]  # nothing that was logged is lost
+    run(config)
+    assert outcome(config) == outcome(whole[0])
+    found, result = scalars(config), RunDirectory.of(config).read_result()
+    assert found["search/accuracy"] == pytest.approx(
+        {0: result.search.history[0].accuracy, **{6 * i: result.search.history[i].accuracy for i in (1, 2, 3)}}
+    )
+    assert list(found["retrain/accuracy"]) == [30, 42, 48]
+    assert list(found["retrain/accuracy"].values()) == pytest.approx(list(result.accuracy.recovery))
+    run(dataclasses.replace(config, overwrite=True, track=()))
+    assert not RunDirectory.of(config).trackers.exists()
