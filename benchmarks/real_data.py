@@ -56,7 +56,7 @@ def train(seeds: list[int]) -> None:
     """Do every run that is not there yet, and store its result."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for config in cells(seeds):
-        stored = RESULTS / f"{config.directory_name()}.json"
+        stored = RESULTS / f"{config.model}-{Path(config.data).name}-{config.method}-s{config.seed}.json"
         if not stored.exists():
             subprocess.run([sys.executable, "-m", "earlyworm.cli", *shlex.split(config.command())[1:]], check=True)
             shutil.copy(RunDirectory(Path(config.output) / config.directory_name()).result, stored)

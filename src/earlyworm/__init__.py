@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         TicketError,
         UnitsError,
     )
+    from earlyworm.history import Check
     from earlyworm.masks import Mask, make_mask, mask_distance
-    from earlyworm.search import Check, TicketSearch
+    from earlyworm.search import TicketSearch
     from earlyworm.ticket import Ticket
     from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
     from earlyworm.units import Slice, UnitGroup, Units
@@ -57,7 +58,7 @@ __all__ = [
 ]
 
 _HOMES = (
-    "channels", "compaction", "costs", "emergence", "errors", "masks", "search", "ticket", "truncation", "units",
+    "channels", "compaction", "costs", "emergence", "errors", "history", "masks", "search", "ticket", "truncation", "units",
 )  # fmt: skip
 
 

@@ -86,6 +86,8 @@ class RunConfig:
     """Random augmentation of training images, on the device."""
     ratio: float = 0.5
     """Pruning ratio: the fraction of units that is removed, in [0, 1)."""
+    min_units: int = 1
+    """How many units of every layer a mask must keep."""
     window: int = 5
     """How many of the latest masks are compared, at least 2."""
     epsilon: float = 0.1
@@ -135,7 +137,7 @@ class RunConfig:
         _require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
         _require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
         _require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
-        for name in ("batch_size", "accumulation", "round_to", "search_epochs", "epochs"):
+        for name in ("batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         _require(

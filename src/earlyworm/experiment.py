@@ -132,6 +132,11 @@ def _result(
             _parameters(small), forward // 2, latency(small, example), ticket.mask.units_kept, ticket.mask.units
         )
         layers = {name: (int(kept.sum()), kept.numel()) for name, kept in ticket.mask.kept.items()}
+        notes += tuple(
+            f"{name} keeps {kept} of {units} units: if accuracy does not recover, raise --min-units or lower --ratio"
+            for name, (kept, units) in layers.items()
+            if kept <= _BOTTLENECK * units
+        )
     accuracies = tuple(retrained.recovery)
     return RunResult(
         config=config,
@@ -170,6 +175,7 @@ def _result(
     )
 
 
+_BOTTLENECK = 0.05  # a layer that keeps no more of its units than this is worth a word
 _LIBRARIES = ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors")
 
 
@@ -216,6 +222,7 @@ def _make_search(model: nn.Module, example: torch.Tensor, config: RunConfig) -> 
         truncation=truncation,
         sparsity_penalty=config.sparsity_penalty,
         score=config.score,
+        min_units=config.min_units,
     )
 
 

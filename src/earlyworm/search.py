@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from earlyworm.channels import find_channels
 from earlyworm.emergence import Emergence, MaskWindow
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.gradients import GradientHook
+from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
 from earlyworm.masks import Mask, make_mask
 from earlyworm.scores import Score, choose_score, score_units
@@ -24,33 +25,6 @@ from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check of the search.
-
-    Attributes:
-        step: Optimizer steps before it.
-        distance_mean: Mean distance of the newest mask to the older ones in the window, in [0, 1]; None at the first.
-        distance_max: The largest of these distances; None at the first.
-        chi: What gradients of static units are multiplied by from here on; 1 is no truncation.
-        truncated: Number of static units from here on; 0 while chi is 1.
-    """
-
-    step: int
-    distance_mean: float | None
-    distance_max: float | None
-    chi: float
-    truncated: int
-
-
-@dataclass(frozen=True)
-class Overhead:
-    """What the search itself has cost: seconds, and floating-point operations on scores, masks and gradients."""
-
-    seconds: float
-    flops: int
 
 
 class TicketSearch:
@@ -67,6 +41,8 @@ class TicketSearch:
         sparsity_penalty: Network slimming (arXiv 1708.06519): `penalty * sign(scale)` is added to the gradient of
             every batch-norm scale of the units, before truncation.
         score: `"auto"`, `"batch-norm"`, `"filter-l1"`, `"filter-l2"`, or a function.
+
+        min_units: How many units of every group stay; a layer of one unit may be more than retraining can mend.
 
     Raises:
         UnitsError: If the model has no such units.
@@ -100,9 +76,11 @@ class TicketSearch:
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
+        min_units: int = 1,
     ) -> None:
         self.model = unwrap(model)
         self.pruning_ratio = pruning_ratio
+        self.min_units = min_units
         self.emergence = emergence
         self.truncation = truncation
         self.sparsity_penalty = sparsity_penalty
@@ -118,7 +96,7 @@ class TicketSearch:
             raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be a number, 0 or more")
         if sparsity_penalty and not self._hook.scales:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
-        make_mask(score_units(self.model, self.units.groups, self._score), pruning_ratio)  # an impossible ratio
+        self._make_mask(self._score_units())  # an impossible ratio is an error now
 
     @property
     def steps(self) -> int:
@@ -271,13 +249,13 @@ class TicketSearch:
     def _check(self) -> None:
         """Take a mask and everything that follows from it."""
         start = time.perf_counter()
-        scores = score_units(self.model, self.units.groups, self._score)
+        scores = self._score_units()
         if self._scores and all(torch.equal(score, self._scores[name]) for name, score in scores.items()):
             raise SearchError(
                 "no score has changed since the last check: equal masks would look like emergence; are the parameters "
                 "that are scored frozen, or is another model trained?"
             )
-        mask = make_mask(scores, self.pruning_ratio)
+        mask = self._make_mask(scores)
         self._scores = scores
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
@@ -289,6 +267,12 @@ class TicketSearch:
         self._seconds += time.perf_counter() - start
         # One comparison per unit and older mask, and a sort.
         self._flops += mask.units * (len(self._distances) + math.ceil(math.log2(max(2, mask.units))))
+
+    def _score_units(self) -> dict[str, Tensor]:
+        return {name: score.cpu() for name, score in score_units(self.model, self.units.groups, self._score).items()}
+
+    def _make_mask(self, scores: dict[str, Tensor]) -> Mask:
+        return make_mask(scores, self.pruning_ratio, min_units=self.min_units)
 
     def _chi(self, newest: float | None) -> float:
         """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
