@@ -58,8 +58,18 @@ __all__ = [
 ]
 
 _HOMES = (
-    "channels", "compaction", "costs", "emergence", "errors", "history", "masks", "search", "ticket", "truncation", "units",
-)  # fmt: skip
+    "channels",
+    "compaction",
+    "costs",
+    "emergence",
+    "errors",
+    "history",
+    "masks",
+    "search",
+    "ticket",
+    "truncation",
+    "units",
+)
 
 
 def __getattr__(name: str) -> Any:
