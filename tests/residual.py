@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # on tensors as small as these, threads only wait for each other
-
 # Unit group -> the batch norms that its units pass. The stem, the second layer of the block and the shortcut's sum
 # are coupled; the first layer of the block stands alone.
 COUPLED = {"stem": ["stem_bn", "second_bn"], "first": ["first_bn"]}

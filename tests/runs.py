@@ -27,16 +27,15 @@ def options(output, **changes):
 
 @dataclass
 class Recorder:
-    """Remembers what an observer is told; raises `error` at event number `stop`, counted from 0."""
+    """Remembers what an observer is told; interrupts the run at event number `stop`, counted from 0."""
 
     stop: int | None = None
-    error: type[BaseException] = KeyboardInterrupt
     events: list = field(default_factory=list)
 
     def _tell(self, *event):
         self.events.append(event)
         if len(self.events) - 1 == self.stop:
-            raise self.error
+            raise KeyboardInterrupt
 
     def stage(self, name, epochs, done):
         self._tell("stage", name, epochs, done)

@@ -491,6 +491,17 @@ def test_independent_coupling_joins_what_one_norm_reads() -> None:
     assert len(units.removable) == 8
 
 
+def test_independent_masks_of_norms_alone_decide_what_can_be_cut() -> None:
+    """Excitations scale what a batch norm has zeroed; a convolution without a norm in a residual sum stays."""
+    units = zoo.units_of("squeeze_excite", "independent")
+    assert [group.name for group in units.removable] == ["0.0", "2.0", "4.0"]
+    gates = {piece.tensor for group in units.removable for piece in group.gates()}
+    assert gates == {f"{norm}.{name}" for norm in ("0.1", "2.1", "4.1") for name in ("weight", "bias")}
+    units = zoo.units_of("transposed", "independent")
+    assert units.sizes == {"enter.1": 6, "norm": 6, "down.1": 7}
+    assert [group.name for group in units.removable] == ["down.0"]
+
+
 def test_independent_coupling_needs_batch_norms() -> None:
     with pytest.raises(UnitsError, match=r"looks for batch norms, and Sequential has none .* take coupling='coupled'"):
         find_channels(*zoo.conv_bias(), coupling="independent")

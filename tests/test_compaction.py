@@ -209,6 +209,15 @@ def test_independent_cuts_only_where_all_members_agree_and_holds_the_rest() -> N
     assert torch.equal(small.state_dict()["1.bn2.weight"], expected)
 
 
+def test_independent_cuts_excited_channels() -> None:
+    units = zoo.units_of("squeeze_excite", "independent")
+    kept = {group.name: torch.arange(group.size) < 3 for group in units.groups}
+    model, inputs = zoo.build("squeeze_excite")
+    small = compact(model, zoo.ticket_for(model, units, kept), example_inputs=inputs)
+    assert small[0][0].out_channels == small[1].expand.out_channels == small[1].reduce.in_channels == 3
+    assert not small._forward_pre_hooks  # all of the mask was cut out
+
+
 @pytest.mark.parametrize("make", [
     lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
     lambda p: torch.optim.AdamW(p, 0.01),

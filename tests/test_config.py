@@ -17,7 +17,7 @@ OTHER = {
     "weights": "w.safetensors", "seed": 3, "epochs": 40, "search_epochs": 10, "retrain_epochs": 0,
     "retrain_from": "rewind", "optimizer": "adamw", "lr": 0.02, "momentum": 0.0, "weight_decay": 1e-4,
     "schedule": "cosine", "batch_size": 64, "accumulation": 2, "precision": "bf16", "augment": "crop-flip",
-    "ratio": 0.25, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
+    "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
 }  # fmt: skip
@@ -48,7 +48,7 @@ IMPOSSIBLE = [
     *((name, -1e-9, "0 or more") for name in ("weight_decay", "sparsity_penalty")),
     *(("check_every", value, "above 0") for value in (0.0, -1.0)),
     *(("limit", value, "above 0") for value in (0, -5)),
-    *((name, v, "at least 1") for name in ("batch_size", "accumulation", "round_to", "epochs") for v in (0, -1)),
+    *((name, v, "at least 1") for name in ("batch_size", "accumulation", "round_to", "epochs", "min_units") for v in (0, -1)),
     *(("search_epochs", value, "at least 1") for value in (0, -1)),
     *(("window", value, "at least 2") for value in (1, 0, -1)),
     *(("seed", value, "in [0, 2**31)") for value in (-1, 2**31)),

@@ -17,10 +17,6 @@ PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text
 OPTIONAL = LIGHT["forbidden_modules"]
 
 
-def python(*arguments):
-    return subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
-
-
 def test_every_name_resolves_to_what_the_type_checker_sees():
     tree = ast.parse(Path(earlyworm.__file__).read_text())
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
@@ -49,10 +45,9 @@ def test_other_names_are_attribute_errors(name):
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    imported = {
-        line.rpartition("|")[2].strip()
-        for line in python("-X", "importtime", "-c", "import earlyworm").stderr.splitlines()
-    }
+    command = [sys.executable, "-X", "importtime", "-c", "import earlyworm"]
+    trace = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    imported = {line.rpartition("|")[2].strip() for line in trace.splitlines()}
     assert "earlyworm" in imported
     ours = {name for name in imported if name.startswith("earlyworm.")}
     assert not ours
@@ -61,7 +56,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert not roots & heavy
 
 
-def test_the_library_imports_no_optional_dependency():
+def test_the_library_imports_no_optional_dependency(fresh_python):
     program = f"""
 import sys, earlyworm
 assert "torch" not in sys.modules
@@ -74,7 +69,7 @@ assert not found, found
 application = ["cli", "experiment", "report", "display", "checkpoint", "training", "models", "data", "results"]
 assert not [name for name in application if "earlyworm." + name in sys.modules]
 """
-    python("-c", program)
+    fresh_python(program)
 
 
 @pytest.mark.parametrize("module", LIGHT["source_modules"])

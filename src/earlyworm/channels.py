@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
@@ -57,12 +58,15 @@ def find_channels(
     if not any(True for _ in model.parameters()):
         raise UnitsError(f"{type(model).__name__} has no parameters: there is nothing to prune")
 
-    def work() -> tuple[tuple[UnitGroup, ...], dict[str, str]]:
+    def work() -> tuple[tuple[UnitGroup, ...], tuple[UnitGroup, ...], dict[str, str]]:
         found, skipped = trace_channels(copy_model(model).requires_grad_(True), example_inputs)
         (scratch,), inputs = comparable_copies(example_inputs, model)
-        return _exact(scratch, inputs, found, skipped), skipped
+        exact = removable = _exact(scratch, inputs, found, skipped)
+        if coupling == "independent":
+            removable = _exact(scratch, inputs, list(_gated_by_norms(exact)), {})
+        return exact, removable, skipped
 
-    exact, skipped = _within(time_limit, work)
+    exact, removable, skipped = _within(time_limit, work)
     if not exact:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no such layers"
         raise UnitsError(
@@ -75,7 +79,7 @@ def find_channels(
             f"coupling='independent' looks for batch norms, and {type(model).__name__} has none that can be pruned: "
             "take coupling='coupled'"
         )
-    return Units(groups, exact, skipped)
+    return Units(groups, removable, skipped)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:
@@ -102,6 +106,14 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def _gated_by_norms(coupled: tuple[UnitGroup, ...]) -> Iterator[UnitGroup]:
+    """The groups that pass norms, with only their scales and shifts as gates: independent masks zero nothing else."""
+    for group in coupled:
+        if any(True for _ in group.with_role("scale")):
+            pieces = tuple(replace(piece, gate=piece.role in ("scale", "shift")) for piece in group.slices)
+            yield replace(group, slices=pieces)
 
 
 def _batch_norm_groups(coupled: tuple[UnitGroup, ...]) -> Iterator[UnitGroup]:

@@ -104,6 +104,9 @@ def _one_line(shown: str) -> str:
 
 def _run(config: RunConfig) -> None:
     """`earlyworm run`."""
+    for library in ("HUB", "DATASETS"):  # read when they are imported: their bars would run into the display
+        os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
+
     from earlyworm.display import Display
     from earlyworm.experiment import run
     from earlyworm.report import result_table, summary, write_report

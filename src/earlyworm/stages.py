@@ -183,9 +183,8 @@ def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found)
     example = example_images(data, config, 1)
     small = compact(dense, ticket, example_inputs=example)
     if found.pruned is None:  # else retraining goes on, and `dense` is not the network that was searched
-        model = accelerator.prepare_model(small, evaluation_mode=True)
-        found.pruned = evaluate(model, data, config, accelerator)
-        small = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        with accelerator.autocast():  # not prepared yet, for a network that once was is not prepared again
+            found.pruned = evaluate(small, data, config, accelerator)
     if config.retrain_from == "emergence":
         return small
     seed = stable_seed(config.seed, "reinitialise") if config.retrain_from == "reinitialise" else None

@@ -35,6 +35,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     for parameter, copied_parameter in zip(model.parameters(), clone.parameters(), strict=True):
         vars(copied_parameter).update(vars(parameter))  # a parameter's own deepcopy forgets its attributes
     for original, copied in zip(model.modules(), clone.modules(), strict=True):
+        vars(copied).pop("_is_accelerate_prepared", None)  # else accelerate would not prepare the copy
         if "forward" not in vars(original):
             continue
         if not hasattr(original, "_original_forward"):
@@ -194,8 +195,10 @@ class AppliedTicket:
 
 
 def _zero_gradient(parameter: Tensor, mask: Tensor) -> RemovableHandle:
-    """Multiply the gradients of `parameter` by `mask` from now on."""
-    handle: RemovableHandle = parameter.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+    """Multiply the gradients of `parameter` by `mask` from now on, wherever the parameter is moved."""
+    handle: RemovableHandle = parameter.register_hook(  # type: ignore[no-untyped-call]
+        lambda gradient: gradient * mask.to(gradient.device)
+    )
     return handle
 
 
