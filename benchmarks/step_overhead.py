@@ -83,7 +83,7 @@ def check_overhead(epochs: int) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=200, help="pairs of optimizer steps")
+    parser.add_argument("--pairs", type=int, default=400, help="pairs of optimizer steps")
     parser.add_argument("--epochs", type=int, default=7, help="epochs of training")
     options = parser.parse_args()
     print(f"{'':28}{'with':>12}{'without':>12}{'ratio':>10}{'goal':>10}")

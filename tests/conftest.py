@@ -11,6 +11,10 @@ import textwrap
 import pytest
 import torch
 
+import earlyworm.experiment
+import earlyworm.stages
+from runs import Recorder, forget_garbage, small
+
 torch.set_num_threads(1)
 
 
@@ -26,3 +30,54 @@ def fresh_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small run that nobody has interrupted: its settings, and what its observer was told."""
+    forget_garbage()
+    config, recorder = small(tmp_path_factory.mktemp("finished")), Recorder()
+    earlyworm.experiment.run(config, recorder)
+    return config, recorder
+
+
+@pytest.fixture
+def whole(finished):
+    """The settings of a run that nobody has interrupted; its directory must be left as it is."""
+    return finished[0]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training is an error."""
+
+    def fail(*_, **options):
+        raise AssertionError(f"trains in the {options['stage']}")
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", fail)
+
+
+@pytest.fixture
+def stages_trained(monkeypatch):
+    """Which stages are trained, a name for every call."""
+    calls, real = [], earlyworm.stages.train_steps
+
+    def recorded(*args, **options):
+        calls.append(options["stage"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(earlyworm.stages, "train_steps", recorded)
+    return calls
+
+
+@pytest.fixture
+def first_weights(monkeypatch):
+    """The networks with which retraining starts, as state dictionaries."""
+    states, real = [], earlyworm.stages.retrain
+
+    def recorded(bench, network, *rest):
+        states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
+        return real(bench, network, *rest)
+
+    monkeypatch.setattr(earlyworm.experiment, "retrain", recorded)
+    return states

@@ -1,12 +1,25 @@
 """Small runs for tests: their settings, an observer that can interrupt them, and what has to be equal between two."""
 
+import dataclasses
 import gc
 import json
+import resource
+import shlex
+import shutil
+import signal
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
 from earlyworm.config import RunConfig
-from earlyworm.run_directory import RunDirectory
+from earlyworm.data import load_images
+from earlyworm.experiment import make_accelerator, run
+from earlyworm.run_directory import RunDirectory, load_network
+from earlyworm.training import evaluate
 
 # On digits: three checks, WORM triggers at the second, the ticket emerges at the third, two and a half epochs remain.
 SMALL = {
@@ -22,7 +35,7 @@ def small(output, **changes):
 
 def options(output, **changes):
     """The same as options of the command."""
-    return small(output, **changes).command().split()[1:]
+    return shlex.split(small(output, **changes).command())[1:]
 
 
 @dataclass
@@ -94,3 +107,59 @@ def forget_garbage():
     """Collect garbage once; what lives now is not looked at again, which every run would wait for twice."""
     gc.collect()
     gc.freeze()
+
+
+def elsewhere(config, output, **changes):
+    """The same settings, in another folder."""
+    return dataclasses.replace(config, output=str(output), **changes)
+
+
+def copied(config, output):
+    """A copy of a run in another folder, and its settings."""
+    shutil.copytree(config.output, output, dirs_exist_ok=True)
+    return elsewhere(config, output)
+
+
+def refused(config, kind, *parts):
+    """The run ends with a one-line error of this kind that says all these parts."""
+    with pytest.raises(kind) as caught:
+        run(config)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(part in text for part in parts), text
+    return text
+
+
+def same_tensors(first, second):
+    return list(first) == list(second) and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def held_out_accuracy(config):
+    """What the saved network of a run gets right, loaded anew."""
+    network, data = load_network(RunDirectory.of(config).path), load_images(config.data, limit=config.limit)
+    accelerator = make_accelerator(config, RunDirectory.of(config))
+    return evaluate(accelerator.prepare_model(network, evaluation_mode=True), data, config, accelerator)
+
+
+def classifier_directory(path, *, channels=1, pretrained=False):
+    torch.manual_seed(5)
+    config = ResNetConfig(
+        num_channels=channels, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    if pretrained:
+        ResNetForImageClassification(config).save_pretrained(path)
+    else:
+        config.save_pretrained(path)
+    return str(path)
+
+
+@contextmanager
+def largest_file(size):
+    """No file may grow beyond `size` bytes, as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -117,6 +117,10 @@ def test_truncation_that_had_no_gradient():
             search.update()
         plain(model, optimizer, 0)
         search.update()
+        model.zero_grad()
+        optimizer.step()
+        with pytest.raises(SearchError, match="truncation had no gradient to act on"):  # since that check
+            search.update()
 
 
 def test_replaced_parameters():

@@ -1,10 +1,7 @@
 import json
 import math
-import resource
 import shutil
-import signal
 import struct
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,6 +12,7 @@ import earlyworm.ticket
 from earlyworm.checkpoint import Checkpoints, pack, unpack
 from earlyworm.errors import RunError
 from earlyworm.ticket import TEMPORARY
+from runs import largest_file
 
 
 def bits(value):
@@ -288,18 +286,6 @@ def one_line(caught, *parts):
     text = str(caught.value)
     assert "\n" not in text
     assert all(part in text for part in parts)
-
-
-@contextmanager
-def largest_file(size):
-    """No file may grow beyond `size` bytes, as on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_keeps_the_older_checkpoints(three):

@@ -37,8 +37,6 @@ def mask_of(scores, ratio, min_units=1):
         # min_units 2; a group with no more units than that is whole
         ({"a": [0.1, 0.2, 0.3, 0.4], "b": [9.0, 8.0]}, 0.34, 2, {"a": [0, 0, 1, 1], "b": [1, 1]}),
         ({"a": [0.1], "b": [5.0, 4.0, 6.0, 7.0]}, 0.4, 2, {"a": [1], "b": [0, 0, 1, 1]}),
-        # min_units 0: a layer may vanish
-        ({"a": [0.1, 0.2], "b": [5.0, 6.0]}, 0.5, 0, {"a": [0, 0], "b": [1, 1]}),
         # nothing, or less than one unit
         ({"a": [0.0, 0.0], "b": [0.0, 0.0]}, 0.0, 1, {"a": [1, 1], "b": [1, 1]}),
         ({"a": [1.0, 2.0, 3.0]}, 0.33, 1, {"a": [1, 1, 1]}),
@@ -66,7 +64,7 @@ def test_number_of_removed_units_is_exact_for_every_percentage():
         scores = {"a": torch.arange(units, dtype=torch.float32)}
         for percent in range(100):
             removed = math.floor(Fraction(percent, 100) * units)
-            assert make_mask(scores, percent / 100, min_units=0).units_removed == removed, (percent, units)
+            assert make_mask(scores, percent / 100).units_removed == removed, (percent, units)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, -1e-9, 1.0, 1.5, math.nan, math.inf, -math.inf])
@@ -116,9 +114,10 @@ def test_scores_beyond_float32_are_not_finite():
         make_mask({"a": torch.rand(2), "b": torch.tensor([1e300, 1.0], dtype=torch.float64)}, 0.5)
 
 
-def test_negative_min_units():
-    with pytest.raises(ConfigError, match="min_units is -1"):
-        make_mask({"a": torch.rand(3)}, 0.5, min_units=-1)
+@pytest.mark.parametrize("min_units", [0, -1])
+def test_layers_that_could_vanish(min_units):
+    with pytest.raises(ConfigError, match=f"min_units is {min_units}, but must be at least 1"):
+        make_mask({"a": torch.rand(3)}, 0.5, min_units=min_units)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int64])
@@ -157,7 +156,7 @@ GROUPS = st.lists(st.lists(SCORES, min_size=1, max_size=7), min_size=1, max_size
 
 
 @settings(max_examples=300, deadline=None)
-@given(groups=GROUPS, percent=st.integers(0, 99), min_units=st.integers(0, 3))
+@given(groups=GROUPS, percent=st.integers(0, 99), min_units=st.integers(1, 3))
 def test_properties_of_a_mask(groups, percent, min_units):
     scores = {f"group{i}": values for i, values in enumerate(groups)}
     tensors = {name: torch.tensor(values) for name, values in scores.items()}

@@ -104,6 +104,13 @@ def test_scores_are_float32_whatever_the_model_is(dtype):
         assert found.tolist() == expected
 
 
+def test_norms_of_low_precision_filters_are_summed_in_float32():
+    model = nn.Linear(257, 2).bfloat16()
+    nn.init.ones_(model.weight)
+    some = group("g", 2, whole("weight", 2, "filter"))
+    assert score_units(model, (some,), SCORES["filter-l1"])["g"].tolist() == [257.0, 257.0]  # no bfloat16 number
+
+
 def test_scores_share_nothing_with_the_model():
     model = Layers()
     scores = score_units(model, (group("g", 2, SCALE),), lambda tensors, _: tensors["bn.weight"])

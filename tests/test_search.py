@@ -287,6 +287,17 @@ def test_updates_at_any_interval():
     assert search.history[-1].distance_max > 0
 
 
+def test_min_units():
+    model = make_network()
+    with torch.no_grad():
+        model.first_bn.weight.mul_(0.01)
+    for min_units, kept in [(1, {"stem": 4, "first": 1}), (2, {"stem": 3, "first": 2}), (3, {"stem": 3, "first": 3})]:
+        ratio = 0.4 if min_units == 3 else 0.5
+        search = ew.TicketSearch(model, units=UNITS, pruning_ratio=ratio, min_units=min_units)
+        search.attach(SGD(model.parameters(), lr=LR))
+        assert {name: int(mask.sum()) for name, mask in search.mask.kept.items()} == kept
+
+
 def test_pruning_ratio_zero():
     model = make_network()
     optimizer = SGD(model.parameters(), lr=LR)
@@ -344,6 +355,8 @@ def test_flops_of_a_step():
         ({"pruning_ratio": 1.0}, ew.ConfigError, "pruning_ratio is 1.0"),
         ({"pruning_ratio": -0.1}, ew.ConfigError, "pruning_ratio is -0.1"),
         ({"pruning_ratio": 0.95}, ew.ConfigError, r"at most 0\.800 is possible"),
+        ({"pruning_ratio": 0.5, "min_units": 3}, ew.ConfigError, r"at least 3 of each .* at most 0\.400 is possible"),
+        ({"min_units": 0}, ew.ConfigError, "min_units is 0"),
         ({"sparsity_penalty": -1e-4}, ew.ConfigError, "sparsity_penalty is -0.0001"),
         ({"sparsity_penalty": math.nan}, ew.ConfigError, "sparsity_penalty is nan"),
         ({"sparsity_penalty": math.inf}, ew.ConfigError, "sparsity_penalty is inf"),

@@ -87,6 +87,34 @@ def test_interrupted_and_resumed_equals_uninterrupted(uninterrupted, step, load)
     assert all(torch.equal(score, theirs.scores[name]) for name, score in ours.scores.items())
 
 
+def test_a_search_that_was_saved_right_before_a_check_can_take_it():
+    model, optimizer, search = begin(0)
+    with search.attach(optimizer):
+        go(model, optimizer, search, 0, 5)
+        assert search.history[-1].truncated
+    model, optimizer, resumed = begin(0)
+    resumed.load_state_dict(search.state_dict())
+    with resumed.attach(optimizer):
+        resumed.update()  # the step that it needs, and its truncation, were before
+    assert resumed.history[-1].step == 5
+
+
+def test_loading_takes_the_place_of_what_was_there():
+    model, optimizer, search = begin(0)
+    with search.attach(optimizer):
+        go(model, optimizer, search, 0, 4)
+        state = through_a_file(search.state_dict())
+        go(model, optimizer, search, 4, 8)
+        assert search.overhead.flops > state["overhead"]["flops"]
+        search.load_state_dict(state)
+        again = search.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(again.pop("masks"), state.pop("masks"), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.pop("scores").values(), state.pop("scores").values(), strict=True)
+    )
+    assert again == state
+
+
 def test_a_state_is_a_copy(uninterrupted):
     _, _, search = uninterrupted
     state = search.state_dict()

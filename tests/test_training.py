@@ -293,7 +293,8 @@ def test_progress_is_reported(monkeypatch):
     assert sum(loss for _, loss in reports) / 7 == pytest.approx(mean, rel=1e-5)
 
 
-def test_progress_is_not_reported_all_the_time():
+def test_progress_is_not_reported_all_the_time(monkeypatch):
+    monkeypatch.setattr(training, "_REPORT_SECONDS", 1e9)
     lesson, reports = Lesson(settings()), []
     lesson.train(0, 3, report=lambda *report: reports.append(report))
     assert reports == []

@@ -19,6 +19,7 @@ from earlyworm.errors import EarlywormError
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
+_STYLE = re.compile(r"\x1b\[[\d;]*m")  # its colours, if standard output is a terminal
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Inspect:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 after an error, 2 for wrong options, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what cannot be shown
     try:
         options = parse(arguments)
         if isinstance(options, RunConfig):
@@ -48,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _report(options.path)
         else:
             _inspect(options.path)
+        sys.stdout.flush()  # what goes wrong with it is told here, not while Python ends
     except EarlywormError as error:
         print(f"earlyworm: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
@@ -90,7 +95,7 @@ def parse(arguments: list[str]) -> RunConfig | Report | Inspect:
 
 def _one_line(shown: str) -> str:
     """The first paragraph of the option parser's message, with the nearest valid name."""
-    title, *lines = [line.strip("│╭╮╰╯ ") for line in shown.strip().splitlines()]
+    title, *lines = [line.strip("│╭╮╰╯ ") for line in _STYLE.sub("", shown).strip().splitlines()]
     paragraphs = [list(group) for rule, group in groupby(lines, key=_RULE.fullmatch) if rule is None]
     message = " ".join(line for line in paragraphs[0] if line).rstrip(".") if paragraphs else title
     hint = ""

@@ -112,9 +112,9 @@ class GradientHook:
     def _find_gates(
         self, optimizers: list[torch.optim.Optimizer]
     ) -> dict[torch.optim.Optimizer, list[tuple[str, Tensor]]]:
-        """The gates that each optimizer holds, tied ones under their first name."""
+        """The gates that each optimizer holds, tied ones once."""
         tensors = named_tensors(self.model)
-        gates = {id(tensors[name]): (name, tensors[name]) for name in reversed(self.gates)}
+        gates = {id(tensors[name]): (name, tensors[name]) for name in self.gates}
         held = {
             optimizer: [gates[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in gates]
             for optimizer in optimizers

@@ -24,7 +24,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Overhead:
-    """What the search itself has cost: seconds, and floating-point operations on scores, masks and gradients."""
+    """What the search itself has cost: seconds, and floating-point operations on masks and gradients, not on scores."""
 
     seconds: float
     flops: int

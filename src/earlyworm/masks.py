@@ -67,14 +67,14 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
     Args:
         scores: One tensor [group size] of finite, non-negative numbers per group name.
         pruning_ratio: Fraction of all units to remove, in [0, 1).
-        min_units: How many units of every group must stay, at least 0.
+        min_units: How many units of every group must stay, at least 1.
 
     Returns:
         The mask.
 
     Raises:
         ConfigError: If the ratio is outside [0, 1) or would leave a group with fewer than `min_units`, or that is
-            negative.
+            below 1.
         SearchError: If a score is not finite.
 
     Example:
@@ -84,8 +84,8 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
     """
     if not 0 <= pruning_ratio < 1:
         raise ConfigError(f"pruning_ratio is {pruning_ratio}, but must be in [0, 1); it is the fraction removed")
-    if min_units < 0:
-        raise ConfigError(f"min_units is {min_units}, but must be at least 0")
+    if min_units < 1:
+        raise ConfigError(f"min_units is {min_units}, but must be at least 1, so that no layer vanishes")
     sizes = {name: score.numel() for name, score in scores.items()}
     flat = torch.cat([score.detach().flatten().float() for score in scores.values()]).cpu()
     if not torch.isfinite(flat).all():

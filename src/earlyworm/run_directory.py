@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -129,7 +129,7 @@ class RunDirectory:
         try:
             return RunResult.from_json(self.result.read_bytes(), str(self.result))
         except (FileNotFoundError, NotADirectoryError) as error:
-            command = self.read_config().command()
+            command = replace(self.read_config(), output=str(self.path.parent)).command()
             raise RunError(f"{self.path} has no result yet: finish the run with {command}") from error
         except OSError as error:
             raise RunError(f"{self.result} cannot be read ({error.strerror}): run again with --overwrite") from error

@@ -41,12 +41,11 @@ class TicketSearch:
         sparsity_penalty: Network slimming (arXiv 1708.06519): `penalty * sign(scale)` is added to the gradient of
             every batch-norm scale of the units, before truncation.
         score: `"auto"`, `"batch-norm"`, `"filter-l1"`, `"filter-l2"`, or a function.
-
-        min_units: How many units of every group stay; a layer of one unit may be more than retraining can mend.
+        min_units: How many units of every group stay, at least 1; retraining may not mend a layer of one unit.
 
     Raises:
         UnitsError: If the model has no such units.
-        ConfigError: If the ratio or the penalty is impossible.
+        ConfigError: If the ratio, the penalty or `min_units` is impossible.
 
     Example:
         >>> import torch, earlyworm as ew
@@ -269,7 +268,7 @@ class TicketSearch:
         self._flops += mask.units * (len(self._distances) + math.ceil(math.log2(max(2, mask.units))))
 
     def _score_units(self) -> dict[str, Tensor]:
-        return {name: score.cpu() for name, score in score_units(self.model, self.units.groups, self._score).items()}
+        return score_units(self.model, self.units.groups, self._score)
 
     def _make_mask(self, scores: dict[str, Tensor]) -> Mask:
         return make_mask(scores, self.pruning_ratio, min_units=self.min_units)

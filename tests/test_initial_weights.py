@@ -1,0 +1,171 @@
+"""Where a run starts: files, earlier runs, networks of transformers."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from earlyworm import compact
+from earlyworm.data import load_images
+from earlyworm.errors import DataError, RunError
+from earlyworm.experiment import run
+from earlyworm.run_directory import RunDirectory, build_network, load_network
+from earlyworm.ticket import Ticket
+from runs import (
+    Recorder,
+    classifier_directory,
+    elsewhere,
+    held_out_accuracy,
+    outcome,
+    refused,
+    same_tensors,
+    small,
+    tree,
+)
+
+
+def test_weights_from_a_file(whole, tmp_path):
+    network, _ = build_network(whole, classes=10, channels=1, seed=77)
+    tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    save_file(tensors, tmp_path / "same.safetensors")
+    save_file(
+        {**tensors, "classifier.weight": torch.zeros(3, 64), "classifier.bias": torch.zeros(3)},
+        tmp_path / "three.safetensors",
+    )
+    same, notes = build_network(
+        elsewhere(whole, tmp_path, weights=str(tmp_path / "same.safetensors")), classes=10, channels=1
+    )
+    assert notes == []
+    assert same_tensors(same.state_dict(), tensors)
+
+    config = small(tmp_path / "runs", weights=str(tmp_path / "three.safetensors"), retrain_from="rewind")
+    recorder = Recorder()
+    result = run(config, recorder)
+    note = f"classifier classifier.weight: 3 classes in {tmp_path}/three.safetensors, 10 here: starts anew"
+    assert result.notes == (note,)
+    assert recorder.told("note") == [(note,)]
+    # The network of the run needs that file no longer.
+    (tmp_path / "three.safetensors").unlink()
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model": "resnet18"}, ("resnet18", "model vgg11_bn")),
+        ({"width": 0.25}, ("width 0.125", "--width is 0.25")),
+    ],
+)
+def test_weights_of_another_run_that_does_not_fit(changes, parts, whole, tmp_path, untrained):
+    config = small(tmp_path, weights=str(RunDirectory.of(whole).path), **changes)
+    refused(config, RunError, *parts)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("case", ["missing", "text", "other width", "not a run", "unfinished"])
+def test_weights_that_cannot_be_used(case, whole, tmp_path, untrained):
+    path = tmp_path / "weights"
+    if case == "text":
+        path.write_text("text")
+    elif case == "other width":
+        network, _ = build_network(small(tmp_path, width=0.25), classes=10, channels=1)
+        save_file(dict(network.state_dict()), path)
+    elif case in ("not a run", "unfinished"):
+        path.mkdir()
+    if case == "unfinished":
+        shutil.copy(RunDirectory.of(whole).config, path / "config.json")
+    before = tree(tmp_path)
+    refused(small(tmp_path / "runs", weights=str(path)), RunError, str(path))
+    assert tree(tmp_path) == before
+
+
+def test_weights_of_another_run(whole, tmp_path):
+    earlier = RunDirectory.of(whole).path
+    config = small(tmp_path, weights=str(earlier), ratio=0.25)
+    network, notes = build_network(config, classes=10, channels=1)
+    assert notes == []
+    assert same_tensors(network.state_dict(), load_network(earlier).state_dict())
+    result = run(config)
+    assert result.dense.parameters == RunDirectory.of(whole).read_result().ticket.parameters
+    assert held_out_accuracy(config) == result.accuracy.final
+    assert result.search.history[0].accuracy == RunDirectory.of(whole).read_result().accuracy.final
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """Pictures of two classes, of the size of digits."""
+    from PIL import Image
+
+    data, generator = load_images("digits", limit=None), torch.Generator().manual_seed(0)
+    for label in (0, 1):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        own = data.train_images[data.train_labels == label]
+        for number in torch.randperm(len(own), generator=generator)[:60].tolist():
+            Image.fromarray(own[number, 0].numpy()).save(tmp_path / "pictures" / str(label) / f"{number}.png")
+    return f"imagefolder:{tmp_path / 'pictures'}"
+
+
+def test_weights_of_another_run_for_other_classes(whole, tmp_path, two_classes, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    earlier = RunDirectory.of(whole).path
+    config = small(tmp_path / "runs", weights=str(earlier), data=two_classes, retrain_from="rewind", limit=None)
+    networks = []
+    for _ in range(2):
+        torch.rand(3)  # whatever happened before
+        network, notes = build_network(config, classes=2, channels=1)
+        networks.append(network.state_dict())
+        assert notes == ["classifier classifier: 10 classes before, 2 here: starts anew"]
+    assert same_tensors(*networks)
+    assert not same_tensors(
+        networks[0], build_network(dataclasses.replace(config, seed=1), classes=2, channels=1)[0].state_dict()
+    )
+    result = run(config)
+    assert result.notes == ("classifier classifier: 10 classes before, 2 here: starts anew",)
+    assert result.data.classes == 2
+    assert "has no test split" in result.data.split
+    assert held_out_accuracy(config) == result.accuracy.final
+
+
+# Networks of transformers.
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_classifier_of_transformers(pretrained, tmp_path):
+    model = classifier_directory(tmp_path / "tiny", pretrained=pretrained)
+    configs = [small(tmp_path / name, model=model, epsilon=0.5, retrain_epochs=2) for name in ("whole", "again")]
+    recorder = Recorder()
+    result = run(configs[0], recorder)
+    assert result.search.emerged
+    assert result.ticket.parameters < result.dense.parameters
+    for event in (2, 3):  # at the second check, and at the first epoch of retraining
+        with pytest.raises(KeyboardInterrupt):
+            run(configs[1], Recorder(stop=event))
+    run(configs[1])
+    assert outcome(configs[1]) == outcome(configs[0])
+    assert held_out_accuracy(configs[0]) == result.accuracy.final
+
+
+def test_pretrained_weights_are_where_training_starts_and_where_it_is_rewound_to(tmp_path, first_weights):
+    model = classifier_directory(tmp_path / "tiny", pretrained=True)
+    pretrained = load_file(tmp_path / "tiny" / "model.safetensors")
+    for number, retrain_from in enumerate(("rewind", "reinitialise")):
+        config = small(tmp_path, model=model, epsilon=0.3, retrain_epochs=1, retrain_from=retrain_from)
+        initial, _ = build_network(config, classes=10, channels=1)
+        assert same_tensors(dict(sorted(initial.state_dict().items())), dict(sorted(pretrained.items())))
+        run(config)
+        cut = compact(initial, Ticket.load(RunDirectory.of(config).ticket)).state_dict()
+        assert same_tensors(first_weights[number], cut) == (retrain_from == "rewind")
+        weights = [key for key, tensor in cut.items() if tensor.dim() > 1]
+        assert any(torch.equal(first_weights[number][key], cut[key]) for key in weights) == (retrain_from == "rewind")
+
+
+def test_greyscale_images_for_a_network_of_rgb_images(tmp_path, untrained):
+    model = classifier_directory(tmp_path / "tiny", channels=3)
+    before = tree(tmp_path)
+    refused(small(tmp_path / "runs", model=model), DataError, "greyscale (1) data", "RGB (3) images")
+    assert tree(tmp_path) == before

@@ -1,0 +1,72 @@
+"""The directory of a run: nothing of anybody else is touched, and damage is told."""
+
+import json
+
+import pytest
+
+from earlyworm.errors import RunError, TicketError
+from earlyworm.run_directory import RunDirectory, load_network
+from runs import copied, refused, small, tree
+
+
+def test_somebody_elses_directory(tmp_path, untrained):
+    config = small(tmp_path)
+    directory = RunDirectory.of(config)
+    directory.path.mkdir()
+    (directory.path / "thesis.tex").write_text("precious")
+    refused(config, RunError, str(directory.path), "holds something that is not a run", "--output")
+    assert tree(tmp_path) == {f"{directory.path.name}/thesis.tex": b"precious"}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b"\xff\xfe", b'{"seed": "x"}', b'{"sede": 1}', b'{"ratio": 7}'])
+def test_damaged_settings(content, whole, tmp_path, untrained):
+    config = copied(whole, tmp_path)
+    path = RunDirectory.of(config).config
+    path.write_bytes(content)
+    refused(config, RunError, f"{path} is damaged", "remove")
+    assert path.read_bytes() == content
+
+
+def test_another_run_in_the_directory(whole, tmp_path, untrained):
+    config = copied(whole, tmp_path)
+    path = RunDirectory.of(config).config
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lr": 0.5}))
+    refused(config, RunError, "holds another run, with another lr", "--output")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"schema": 1}', b'{"schema": 2}'])
+def test_a_damaged_result(content, whole, tmp_path, untrained):
+    config = copied(whole, tmp_path)
+    path = RunDirectory.of(config).result
+    path.write_bytes(content)
+    refused(config, RunError, str(path), "run")
+    with pytest.raises(RunError):
+        load_network(RunDirectory.of(config).path)
+
+
+def test_a_file_in_the_place_of_the_directory(tmp_path, untrained):
+    config = small(tmp_path)
+    RunDirectory.of(config).path.write_text("mine")
+    refused(config, RunError, "is a file", "--output")
+
+
+@pytest.mark.parametrize("output", ["{tmp}/file/runs", "{tmp}/" + "n" * 300, "/proc/runs"])
+def test_output_that_cannot_be_written(output, tmp_path, untrained):
+    (tmp_path / "file").write_text("mine")
+    refused(small(output.format(tmp=tmp_path)), RunError, "cannot ", "--output")
+    assert tree(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ticket.safetensors"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", None])
+def test_a_damaged_network(name, damage, whole, tmp_path):
+    config = copied(whole, tmp_path)
+    path = RunDirectory.of(config).path / name
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises((RunError, TicketError)) as caught:
+        load_network(RunDirectory.of(config).path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
