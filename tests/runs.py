@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification
 
 from earlyworm.config import RunConfig
 from earlyworm.data import load_images
@@ -142,6 +141,9 @@ def held_out_accuracy(config):
 
 
 def classifier_directory(path, *, channels=1, pretrained=False):
+    """The directory of a small image classifier of transformers, with weights or without."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
     torch.manual_seed(5)
     config = ResNetConfig(
         num_channels=channels, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10

@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 import earlyworm as ew
 from earlyworm.truncation import Static
-from residual import loss_on, make_batch, make_network, states_equal
+from residual import Residual, loss_on, make_batch, make_network, states_equal
 from stepping import LR, UNITS, plain
 
 # ------------------------------------------------------------------------------- the use that the design promises
@@ -396,3 +396,21 @@ def test_diverged_training():
             search.update()
     assert len(search.history) == len(search._window.masks) == 1
     assert all(torch.equal(score, scores[name]) for name, score in search.draw(force=True).scores.items())
+
+
+def test_units_of_a_narrower_model_are_refused():
+    units = ew.find_channels(Residual(width=8), make_batch(0)[0])
+    with pytest.raises(ew.UnitsError, match="belong to another model"):
+        ew.TicketSearch(Residual(width=4), units=units)
+
+
+@pytest.mark.parametrize("chi", [-0.1, 1.5, float("nan")])
+def test_a_schedule_that_gives_an_impossible_chi_is_refused(chi):
+    class Odd(ew.Constant):
+        def chi_after(self, distances):
+            return chi
+
+    model = make_network()
+    search = ew.TicketSearch(model, units=UNITS, truncation=Odd())
+    with pytest.raises(ew.ConfigError, match="chi"):
+        search.attach(SGD(model.parameters(), lr=0.1))

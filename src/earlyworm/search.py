@@ -279,7 +279,10 @@ class TicketSearch:
             return 1.0
         full = self.emergence.window - 1
         means = [*(check.distance_mean for check in self.history), newest]
-        return self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
+        chi = self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
+        if not 0 <= chi <= 1:
+            raise ConfigError(f"{self.truncation!r} gives chi {chi}, but it must be in [0, 1]")
+        return chi
 
     def _static(self) -> Mask:
         """The mask that removes the static units."""
@@ -295,7 +298,8 @@ class TicketSearch:
 
 def _find(model: nn.Module, units: str | Units, example_inputs: ExampleInputs | None) -> Units:
     if isinstance(units, Units):
-        return units
+        gate_masks(model, units.groups, {name: torch.ones(size).bool() for name, size in units.sizes.items()})
+        return units  # of this model: their gates are all there
     if units != "channels":
         raise ConfigError(f"unknown units {units!r}: choose 'channels', or give what find_channels returns")
     if example_inputs is None:

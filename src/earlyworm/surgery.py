@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, few_examples, probe, unwrap_optimizer
-from earlyworm.units import UnitGroup, gate_masks, named_tensors
+from earlyworm.units import UnitGroup, gate_masks, named_tensors, tensor_of
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 _CONVS = (nn.modules.conv._ConvNd,)
@@ -105,10 +105,7 @@ def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[st
             if piece.role == "width":
                 _narrow_(model, piece.tensor, int(removed[piece.units].sum()))
                 continue
-            tensor = tensors.get(piece.tensor)
-            if tensor is None or tensor.dim() <= piece.dim or tensor.shape[piece.dim] <= int(piece.positions.max()):
-                found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
-                raise UnitsError(f"{piece.tensor!r} is {found}: these units belong to another model")
+            tensor = tensor_of(piece, tensors)
             gone[id(tensor)][piece.dim].append(piece.positions[removed[piece.units]])
 
     replaced: dict[int, Tensor] = {}  # one new tensor per old one keeps ties

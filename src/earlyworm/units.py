@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -111,6 +111,19 @@ def named_tensors(model: nn.Module) -> NamedTensors:
     )
 
 
+def tensor_of(piece: Slice, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor that a slice is of.
+
+    Raises:
+        UnitsError: If it is absent or too short, so that the units are those of another model.
+    """
+    tensor = tensors.get(piece.tensor)
+    if tensor is None or tensor.dim() <= piece.dim or tensor.shape[piece.dim] <= int(piece.positions.max()):
+        found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
+        raise UnitsError(f"{piece.tensor!r} is {found}: these units belong to another model")
+    return tensor
+
+
 def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> dict[str, Tensor]:
     """Spread a mask over units onto the tensors that gate them.
 
@@ -130,7 +143,7 @@ def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, 
     for group in groups:
         removed = ~kept[group.name]
         for piece in group.gates():
-            tensor = tensors[piece.tensor]
+            tensor = tensor_of(piece, tensors)
             if piece.tensor not in masks:
                 shape = [1] * tensor.dim()
                 shape[piece.dim] = tensor.shape[piece.dim]
