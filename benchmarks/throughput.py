@@ -57,7 +57,7 @@ class Samples(Dataset):
         image = ImageOps.expand(image, border).crop((left, top, left + size, top + size))
         if random.random() < 0.5:
             image = ImageOps.mirror(image)
-        pixels = torch.from_numpy(np.atleast_3d(np.asarray(image))).permute(2, 0, 1).float().div(255)
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).permute(2, 0, 1).float().div(255)
         return pixels.sub(0.5).div(0.25), self.labels[index]
 
 

@@ -10,12 +10,21 @@ import textwrap
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 import earlyworm.experiment
 import earlyworm.stages
 from runs import Recorder, forget_garbage, small
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_accelerator_a_test():
+    """What accelerate was told stays for the whole process, and contradicts what the next test tells it."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 @pytest.fixture

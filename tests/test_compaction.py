@@ -555,6 +555,7 @@ def test_prepared_by_accelerate(accelerator: Any) -> None:
     assert ew.find_channels(prepared, inputs).sizes == ticket.units.sizes
     prepared(inputs)  # the given one still runs, in mixed precision
     assert "forward" in vars(prepared)
+    assert "forward" in vars(accelerator.prepare(small))  # and the smaller one can be prepared, too
 
 
 # ------------------------------------------------------------------------------------ from files

@@ -236,7 +236,7 @@ def test_a_step_is_that_of_a_plain_loop():
     config = settings(weight_decay=0.01)
     lesson, plain = Lesson(config, model=Net(plain=True)), Net(plain=True)
     lesson.train(0, 5)
-    optimizer = torch.optim.SGD([p for p in plain.parameters() if p.requires_grad], 0.1, 0.9, weight_decay=0.01)
+    optimizer = make_optimizer(plain, config)
     order = training.epoch_order(IMAGES, stable_seed(0, "search"), 0)
     for batch in order[:40].split(8):
         images = normalise(lesson.data.train_images[batch], lesson.data.mean, lesson.data.std, torch.float32)

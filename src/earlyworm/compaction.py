@@ -47,6 +47,8 @@ def compact(
         TicketError: If the ticket is for another model, or the smaller one computes something else.
     """
     model = unwrap(model)
+    if not isinstance(ticket, Ticket):
+        raise TicketError(f"compact takes a ticket, not a {type(ticket).__name__}: search.draw() gives one")
     ticket.check_fits(model)
     if round_to != 1:
         ticket = round_ticket(ticket, round_to)
@@ -163,7 +165,10 @@ def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs:
     """Make sure that the smaller model computes what the masked one computes."""
     (masked, trial), inputs = comparable_copies(example_inputs, model, small)
     mask_units_(masked, ticket.units.groups, ticket.mask.kept)
-    outputs = zip(probe(masked, inputs), probe(trial, inputs), strict=True)
+    try:
+        outputs = [*zip(probe(masked, inputs), probe(trial, inputs), strict=True)]
+    except Exception as error:
+        raise TicketError(f"{type(model).__name__} cannot be run on the example inputs: {error}") from error
     if not all(agree(expected, actual) for expected, actual in outputs):
         raise TicketError(
             f"the compacted {type(model).__name__} does not compute what the masked one computes: its forward is not "

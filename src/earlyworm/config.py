@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,10 +40,9 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Find a ticket, compact the network, retrain it.
+    """Find a ticket, compact the network, retrain it."""
 
-    Every field is an option of `earlyworm run`; impossible values raise `ConfigError`.
-    """
+    # Every field is an option of the command, its docstring the option's help; impossible values raise ConfigError.
 
     method: Literal["early-bird", "constant", "greedy", "worm"] = "worm"
     """How the gradients of static units are truncated while searching (early-bird: not at all)."""
@@ -153,7 +153,7 @@ class RunConfig:
             self.retrain_epochs is not None or self.search_epochs < self.epochs,
             "search_epochs",
             self.search_epochs,
-            f"below epochs ({self.epochs}), so that epochs are left to retrain",
+            f"below epochs ({self.epochs}), so that epochs are left to retrain: give --search-epochs too",
         )
         _check_model_name(self.model)
         _check_data_name(self.data)
@@ -229,6 +229,6 @@ def _check_data_name(data: str) -> None:
     scheme, colon, rest = data.partition(":")
     if colon and (scheme not in DATA_FORMATS or not rest):
         raise ConfigError(f"unknown data {data!r}: {suggest(scheme, [f'{f}:DIR' for f in DATA_FORMATS])}")
-    if not colon and data not in DATA_NAMES and "/" not in data:
+    if not colon and data not in DATA_NAMES and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data):
         valid = [*DATA_NAMES, *(f"{f}:DIR" for f in DATA_FORMATS)]
         raise ConfigError(f"unknown data {data!r}: {suggest(data, valid)}, or a Hub name (owner/name)")

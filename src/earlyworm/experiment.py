@@ -83,6 +83,8 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     search = _make_search(dense, example_images(data, config, 1), config)
     check_batch(dense, example_images(data, config, pace.batch // config.accumulation // accelerator.num_processes))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
+    if config.search_epochs / config.check_every < config.window - 1:
+        notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.window} masks")
     for note in notes:
         observer.note(note)
 

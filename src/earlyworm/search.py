@@ -77,6 +77,8 @@ class TicketSearch:
         score: str | Score = "auto",
         min_units: int = 1,
     ) -> None:
+        if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
+            raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
         self.model = unwrap(model)
         self.pruning_ratio = pruning_ratio
         self.min_units = min_units

@@ -50,7 +50,8 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
                 verbose=False,
             )
         except Exception as error:
-            raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}") from error
+            hint = "" if isinstance(example_inputs, Tensor) else " (a sequence is taken as the forward's arguments)"
+            raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}{hint}") from error
 
     tensors = named_tensors(model)
     groups: list[UnitGroup] = []
