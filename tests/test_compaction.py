@@ -607,3 +607,10 @@ def test_small_network_in_a_fresh_process(tmp_path: Path) -> None:
         here, fresh = (load_file(tmp_path / case.replace("/", "-") / f"{x}.safetensors") for x in ("here", "fresh"))
         assert torch.equal(here["eval"], fresh["eval"]), case
         assert torch.equal(here["train"], fresh["train"]), case
+
+
+def test_a_search_is_no_ticket() -> None:
+    model, inputs = zoo.build(next(iter(zoo.ZOO)))
+    search = ew.TicketSearch(model, inputs)
+    with pytest.raises(ew.TicketError, match=r"not a TicketSearch: search\.draw\(\) gives one"):
+        ew.compact(model, search)

@@ -414,3 +414,9 @@ def test_a_schedule_that_gives_an_impossible_chi_is_refused(chi):
     search = ew.TicketSearch(model, units=UNITS, truncation=Odd())
     with pytest.raises(ew.ConfigError, match="chi"):
         search.attach(SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("truncation", [ew.Worm, "worm"])
+def test_what_is_no_schedule_is_refused_at_once(truncation):
+    with pytest.raises(ew.ConfigError, match=r"such as ew\.Worm\(\)"):
+        ew.TicketSearch(make_network(), units=UNITS, truncation=truncation)
