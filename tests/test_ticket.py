@@ -308,7 +308,7 @@ def test_units_of_another_model() -> None:
     model = nn.Linear(4, 3)
     group = UnitGroup("x", 3, (Slice("nowhere", 0, torch.arange(3), torch.arange(3), "filter", gate=True),))
     ticket = zoo.ticket_for(model, Units((group,), (group,)), {"x": torch.tensor([True, False, True])})
-    with pytest.raises(UnitsError, match="no tensor 'nowhere': these units belong to another model"):
+    with pytest.raises(UnitsError, match="'nowhere' is absent: these units belong to another model"):
         ticket.apply(model)
 
 
