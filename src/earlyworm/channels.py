@@ -197,9 +197,9 @@ def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: Exampl
     try:
         expected = probe(masked, example_inputs)
     except Exception:
-        if masked.training:  # such as a batch of one image, of which no batch norm can learn
-            return None
-        raise
+        if not masked.training:
+            raise
+        return None  # nothing to compare: such as a batch of one image, of which no batch norm can learn
     try:
         actual = probe(cut, example_inputs)
     except Exception as error:  # noqa: BLE001  (any failure of foreign code means: not removable; it is reported)

@@ -128,7 +128,7 @@ def _digits() -> _Split:
 
 def _read_parquet(directory: Path) -> dict[str, Dataset]:
     """Read parquet files without the copy that `datasets.load_dataset` would leave in its cache."""
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
     from datasets import Dataset
 
     folders = [folder for folder in (directory, directory / "data") if any(folder.glob("train*.parquet"))]
@@ -150,7 +150,7 @@ def _load(name: str) -> dict[str, Dataset]:
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # re-exported from whichever HTTP client the hub library uses
 
     _, folder, directory = name.partition("imagefolder:")
     repository = HUB_NAMES.get(name, name)
