@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from earlyworm.errors import UnitsError
 
 Role = Literal["scale", "shift", "filter", "bias", "statistic", "input", "width"]
+Kind = Literal["channels", "heads", "neurons", "weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,27 @@ def make_slice(tensor: str, dim: int, positions: list[int], units: list[int], ro
     return Slice(tensor, dim, torch.tensor(positions)[order], torch.tensor(units)[order], role, gate)
 
 
+@dataclass(frozen=True)
+class Entries:
+    """A block of one tensor, every entry of which is a unit, in row-major order.
+
+    Attributes:
+        tensor: Qualified name of a parameter.
+        dim: The dimension along which the block is a part of the tensor.
+        start: Its first position along `dim`.
+        length: How many positions of `dim` it has.
+    """
+
+    tensor: str
+    dim: int
+    start: int
+    length: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The block as a view of `tensor`."""
+        return tensor.narrow(self.dim, self.start, self.length)
+
+
 @dataclass(frozen=True, eq=False)
 class UnitGroup:
     """All units that live in one place, in order.
@@ -55,11 +77,15 @@ class UnitGroup:
         name: Names the place: the layers that produce the units.
         size: Number of units.
         slices: Everything that goes when a unit is removed.
+        kind: What the units are: `channels`, `heads`, `neurons` or `weights`. Each kind has a pruning ratio of its own.
+        entries: Where single weights live; such units are masked, but never removed, and have no slices.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
+    kind: Kind = "channels"
+    entries: Entries | None = None
 
     def gates(self) -> Iterator[Slice]:
         """The slices that masking a unit zeroes."""
@@ -144,10 +170,21 @@ def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, 
         removed = ~kept[group.name]
         for piece in group.gates():
             tensor = tensor_of(piece, tensors)
-            if piece.tensor not in masks:
-                shape = [1] * tensor.dim()
-                shape[piece.dim] = tensor.shape[piece.dim]
-                masks[piece.tensor] = torch.ones(shape, dtype=torch.bool, device=tensor.device)
+            shape = [1] * tensor.dim()
+            shape[piece.dim] = tensor.shape[piece.dim]
+            mask = torch.ones(shape, dtype=torch.bool, device=tensor.device)
             gone = piece.positions[removed.to(piece.units.device)[piece.units]]
-            masks[piece.tensor].view(-1)[gone.to(tensor.device)] = False
+            mask.view(-1)[gone.to(tensor.device)] = False
+            _close(masks, piece.tensor, mask)
+        if group.entries is not None:
+            tensor = tensors[group.entries.tensor]
+            mask = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
+            block = group.entries.of(mask)
+            block.copy_(kept[group.name].view(block.shape))
+            _close(masks, group.entries.tensor, mask)
     return masks
+
+
+def _close(masks: dict[str, Tensor], name: str, mask: Tensor) -> None:
+    """Let `mask` close gates of the tensor `name` too; its shape may differ from the one that is there."""
+    masks[name] = masks[name] & mask if name in masks else mask
