@@ -8,7 +8,7 @@ from earlyworm.emergence import MaskWindow
 
 
 def mask(text: str) -> Mask:
-    return Mask(torch.tensor([c == "1" for c in text]), {"a": len(text)})
+    return Mask.from_groups({"a": torch.tensor([c == "1" for c in text])})
 
 
 def follow(emergence: Emergence, texts: list[str]) -> tuple[list[tuple[float, ...]], list[bool]]:

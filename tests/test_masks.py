@@ -227,7 +227,7 @@ BITS = st.lists(st.booleans(), min_size=6, max_size=6)
 @settings(max_examples=100, deadline=None)
 @given(BITS, BITS, BITS)
 def test_distance_is_a_metric(a, b, c):
-    a, b, c = (Mask(torch.tensor(flat), {"x": 4, "y": 2}) for flat in (a, b, c))
+    a, b, c = (Mask.from_groups({"x": torch.tensor(flat[:4]), "y": torch.tensor(flat[4:])}) for flat in (a, b, c))
     assert 0 <= mask_distance(a, b) <= 1
     assert mask_distance(a, b) == mask_distance(b, a)
     assert (mask_distance(a, b) == 0) == (a == b)
@@ -236,8 +236,10 @@ def test_distance_is_a_metric(a, b, c):
 
 @pytest.mark.parametrize("sizes", [{"a": 4}, {"a": 1, "b": 3}, {"a": 2, "c": 2}, {"b": 2, "a": 2}, {"a": 2, "b": 3}])
 def test_masks_over_other_units(sizes):
-    ours = Mask(torch.ones(4, dtype=torch.bool), {"a": 2, "b": 2})
-    theirs = Mask(torch.ones(sum(sizes.values()), dtype=torch.bool), sizes)
+    ours, theirs = (
+        Mask.from_groups({name: torch.ones(size, dtype=torch.bool) for name, size in some.items()})
+        for some in ({"a": 2, "b": 2}, sizes)
+    )
     with pytest.raises(SearchError, match="different units"):
         mask_distance(ours, theirs)
     assert ours != theirs

@@ -17,6 +17,10 @@ def whole(tensor, size, role, dim=0):
     return make_slice(tensor, dim, list(range(size)), list(range(size)), role)
 
 
+def scored(model, groups, score):
+    return score_units(model, groups, {"channels": score})
+
+
 class Layers(nn.Module):
     """One convolution of two filters, its batch norm, and a linear layer, all with literal numbers."""
 
@@ -53,7 +57,7 @@ SCALE = whole("bn.weight", 2, "scale")
     ],
 )
 def test_scores_of_literal_layers(score, slices, expected):
-    scores = score_units(Layers(), (group("g", 2, *slices),), SCORES[score])
+    scores = scored(Layers(), (group("g", 2, *slices),), SCORES[score])
     assert list(scores) == ["g"]
     assert scores["g"].dtype == torch.float32
     torch.testing.assert_close(scores["g"], torch.tensor(expected), rtol=1e-6, atol=0)
@@ -66,7 +70,7 @@ def test_coupled_mean_over_batch_norms():
         model.second_bn.weight.copy_(torch.tensor([1.0, 4.0, -1.0, 0.5, 0.0, -6.0]))
         model.first_bn.weight.copy_(torch.tensor([-0.5, 0.25, 0.0, 1.0]))
     units = find_channels(model, torch.randn(1, 3, 6, 6))
-    scores = score_units(model, units.groups, SCORES["batch-norm"])
+    scores = scored(model, units.groups, SCORES["batch-norm"])
     assert {name: score.tolist() for name, score in scores.items()} == {
         "stem": [1.0, 3.0, 2.0, 0.25, 2.5, 6.0],
         "first": [0.5, 0.25, 0.0, 1.0],
@@ -85,21 +89,21 @@ def test_mean_counts_positions_and_not_layers():
         make_slice("a.weight", 0, [0, 1, 2, 3], [0, 1, 0, 1], "scale"),
         make_slice("b.weight", 0, [1], [1], "scale"),
     )
-    scores = score_units(model, (both,), SCORES["batch-norm"])
+    scores = scored(model, (both,), SCORES["batch-norm"])
     assert scores["g"].tolist() == [2.0, (2.0 + 6.0 + 10.0) / 3]
 
 
 def test_a_unit_without_a_score_is_an_error():
     some = group("g", 2, make_slice("bn.weight", 0, [1], [1], "scale"))
     with pytest.raises(UnitsError, match=r"some units of 'g' have no scale"):
-        score_units(Layers(), (some,), SCORES["batch-norm"])
+        scored(Layers(), (some,), SCORES["batch-norm"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_scores_are_float32_whatever_the_model_is(dtype):
     model = Layers().to(dtype)
     for score, slices, expected in [("batch-norm", [SCALE], [2.0, 0.25]), ("filter-l2", [CONV], [5.0, 0.5])]:
-        found = score_units(model, (group("g", 2, *slices),), SCORES[score])["g"]
+        found = scored(model, (group("g", 2, *slices),), SCORES[score])["g"]
         assert found.dtype == torch.float32
         assert found.tolist() == expected
 
@@ -108,12 +112,15 @@ def test_norms_of_low_precision_filters_are_summed_in_float32():
     model = nn.Linear(257, 2).bfloat16()
     nn.init.ones_(model.weight)
     some = group("g", 2, whole("weight", 2, "filter"))
-    assert score_units(model, (some,), SCORES["filter-l1"])["g"].tolist() == [257.0, 257.0]  # no bfloat16 number
+    assert scored(model, (some,), SCORES["filter-l1"])["g"].tolist() == [
+        257.0,
+        257.0,
+    ]  # no bfloat16 number
 
 
 def test_scores_share_nothing_with_the_model():
     model = Layers()
-    scores = score_units(model, (group("g", 2, SCALE),), lambda tensors, _: tensors["bn.weight"])
+    scores = scored(model, (group("g", 2, SCALE),), lambda tensors, _: tensors["bn.weight"])
     assert not scores["g"].requires_grad
     with torch.no_grad():
         model.bn.weight.zero_()
@@ -123,12 +130,12 @@ def test_scores_share_nothing_with_the_model():
 @pytest.mark.parametrize("wrong", [torch.ones(3), torch.ones(2, 1), torch.tensor(1.0)])
 def test_a_score_must_be_one_number_per_unit(wrong):
     with pytest.raises(UnitsError, match=r"the score of 'g' has shape .* each of its 2 units"):
-        score_units(Layers(), (group("g", 2, SCALE),), lambda *_: wrong)
+        scored(Layers(), (group("g", 2, SCALE),), lambda *_: wrong)
 
 
 def test_units_of_another_model():
     with pytest.raises(UnitsError, match=r"no tensor 'bn.weight': these units belong to another model"):
-        score_units(nn.Linear(2, 2), (group("g", 2, SCALE),), SCORES["batch-norm"])
+        scored(nn.Linear(2, 2), (group("g", 2, SCALE),), SCORES["batch-norm"])
     units = find_channels(make_network(), torch.randn(1, 3, 6, 6))
     with pytest.raises(UnitsError, match="these units belong to another model"):
         TicketSearch(nn.Sequential(make_network()), units=units)
@@ -159,7 +166,7 @@ def units_of(*groups, removable=None, skipped=None):
 def test_groups_without_the_score_are_skipped(groups, score, chosen, judged):
     units = units_of(*groups, skipped={"before": "its own reason"})
     function, found = choose_score(units, score)
-    assert function is SCORES[chosen]
+    assert function == {"channels": SCORES[chosen]}
     assert [g.name for g in found.groups] == judged
     assert found.removable is found.groups  # coupled units stay so
     others = [g.name for g in groups if g.name not in judged]
@@ -178,7 +185,7 @@ def test_independent_units_keep_what_is_removable():
     removable = (group("coupled", 2, SCALE, CONV),)
     _, found = choose_score(units_of(SCALE_ONLY, BARE, removable=removable), "batch-norm")
     assert [g.name for g in found.groups] == ["scale-only"]
-    assert found.removable is removable
+    assert found.removable == removable
 
 
 def test_function_as_score_judges_everything():
@@ -186,11 +193,13 @@ def test_function_as_score_judges_everything():
         return torch.arange(some.size)
 
     units = units_of(SCALE_ONLY, BARE)
-    assert choose_score(units, score) == (score, units)
+    assert choose_score(units, score) == ({"channels": score}, units)
 
 
 def test_unknown_score():
-    with pytest.raises(UnitsError, match=r"unknown score 'l3': choose from auto, batch-norm, filter-l1, filter-l2"):
+    with pytest.raises(
+        UnitsError, match=r"unknown score 'l3': choose from auto, taylor, batch-norm, filter-l1, filter-l2"
+    ):
         choose_score(units_of(BARE), "l3")
 
 
@@ -198,7 +207,7 @@ def test_unknown_score():
     ("groups", "score", "role"), [([BARE], "batch-norm", "scale"), ([SCALE_ONLY], "filter-l1", "filter")]
 )
 def test_no_group_has_the_score(groups, score, role):
-    with pytest.raises(UnitsError, match=f"no unit group has a {role} to score with '{score}'"):
+    with pytest.raises(UnitsError, match=f"no group of channels has a {role} to score with '{score}'"):
         choose_score(units_of(*groups), score)
 
 

@@ -360,8 +360,11 @@ def test_flops_of_a_step():
         ({"sparsity_penalty": -1e-4}, ew.ConfigError, "sparsity_penalty is -0.0001"),
         ({"sparsity_penalty": math.nan}, ew.ConfigError, "sparsity_penalty is nan"),
         ({"sparsity_penalty": math.inf}, ew.ConfigError, "sparsity_penalty is inf"),
-        ({"score": "magnitude"}, ew.UnitsError, "unknown score 'magnitude'"),
-        ({"units": "heads"}, ew.ConfigError, "unknown units 'heads'"),
+        ({"score": "size"}, ew.UnitsError, "unknown score 'size'"),
+        ({"units": "layers"}, ew.ConfigError, "unknown units 'layers'"),
+        ({"units": ["channels", "channels"]}, ew.ConfigError, "each once"),
+        ({"pruning_ratio": {"heads": 0.5}}, ew.ConfigError, "no entry for 'channels'"),
+        ({"pruning_ratio": {"channels": 0.5, "heads": 0.5}}, ew.ConfigError, "an entry for 'heads'"),
         ({"units": "channels"}, ew.ConfigError, "give example_inputs"),
     ],
 )

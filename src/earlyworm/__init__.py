@@ -20,14 +20,18 @@ if TYPE_CHECKING:
         TicketError,
         UnitsError,
     )
+    from earlyworm.finding import find_units
     from earlyworm.history import Check
     from earlyworm.masks import Mask, make_mask, mask_distance
+    from earlyworm.recipes import WORM_CNN, WORM_TRANSFORMER
     from earlyworm.search import TicketSearch
     from earlyworm.ticket import Ticket
     from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
-    from earlyworm.units import Slice, UnitGroup, Units
+    from earlyworm.units import Entries, Slice, UnitGroup, Units
 
 __all__ = [
+    "WORM_CNN",
+    "WORM_TRANSFORMER",
     "Check",
     "ConfigError",
     "Constant",
@@ -35,6 +39,7 @@ __all__ = [
     "DataError",
     "EarlywormError",
     "Emergence",
+    "Entries",
     "Greedy",
     "Mask",
     "RunError",
@@ -50,6 +55,7 @@ __all__ = [
     "compact",
     "cost",
     "find_channels",
+    "find_units",
     "make_mask",
     "mask_distance",
     "round_ticket",
@@ -63,8 +69,10 @@ _HOMES = (
     "costs",
     "emergence",
     "errors",
+    "finding",
     "history",
     "masks",
+    "recipes",
     "search",
     "ticket",
     "truncation",
@@ -77,7 +85,7 @@ def __getattr__(name: str) -> Any:
         for home in _HOMES:
             module = import_module(f"{__name__}.{home}")
             value = vars(module).get(name)
-            if getattr(value, "__module__", None) == module.__name__:
+            if value is not None and getattr(value, "__module__", module.__name__) == module.__name__:
                 globals()[name] = value
                 return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from earlyworm.surgery import (
     remove_units_,
 )
 from earlyworm.ticket import Ticket
-from earlyworm.units import UnitGroup, gate_masks, named_tensors
+from earlyworm.units import UnitGroup, gate_masks
 
 
 def compact(
@@ -56,7 +56,7 @@ def compact(
     mask_units_(small, ticket.units.groups, ticket.mask.kept)
 
     gates = gate_masks(small, ticket.units.groups, ticket.mask.kept)
-    kept = {group.name: _stays(group, gates) for group in ticket.units.removable}
+    kept = _kept(ticket, gates)
     remove_units_(small, ticket.units.removable, kept)
     _hold_the_rest(small, ticket.units.removable, kept, gates)
     if example_inputs is not None:
@@ -84,9 +84,10 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
     kept = {name: mask.clone() for name, mask in ticket.mask.kept.items()}
     gates = _spread(ticket.units.groups, {name: mask.float() for name, mask in kept.items()})
     scores = _spread(ticket.units.groups, ticket.scores)
+    stays = _kept(ticket, {name: mask > 0 for name, mask in gates.items()})
     revived: dict[str, list[Tensor]] = {}
     for group in ticket.units.removable:
-        removed = ~_stays(group, {name: mask > 0 for name, mask in gates.items()})
+        removed = ~stays[group.name]
         width, missing = int((~removed).sum()), 0
         while (width + missing) * group.positions_per_unit() % multiple and width + missing < group.size:
             missing += 1
@@ -98,22 +99,34 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
         for piece in group.gates():
             for positions in revived.get(piece.tensor, []):
                 kept[group.name][piece.units[torch.isin(piece.positions, positions)]] = True
-    return ticket.with_mask(Mask.from_groups(kept))
+    return ticket.with_mask(Mask.from_groups(kept, ticket.mask.kinds))
 
 
-def _stays(group: UnitGroup, gates: dict[str, Tensor]) -> Tensor:
-    """Which units of a removable group cannot be cut out, bool [group size]: those that have an open gate.
+def _kept(ticket: Ticket, gates: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Which units of every removable group are not cut out, bool [group size] per name; at least one.
 
-    Where independent masks close all gates of a group, its first unit stays: no layer vanishes.
+    Args:
+        ticket: The ticket.
+        gates: Which gates its mask leaves open, per tensor.
     """
+    own = {id(group) for group in ticket.units.groups}
+    kept = {}
+    for group in ticket.units.removable:
+        stays = ticket.mask.kept[group.name] if id(group) in own else _open(group, gates)
+        if not stays.any():
+            stays[0] = True  # no layer vanishes; what is masked of it is held at zero
+        kept[group.name] = stays
+    return kept
+
+
+def _open(group: UnitGroup, gates: dict[str, Tensor]) -> Tensor:
+    """Which units have an open gate, bool [group size]: where masks are independent, several groups close them."""
     stays = torch.zeros(group.size, dtype=torch.bool)
     for piece in group.gates():
         gate = gates.get(piece.tensor)
         if gate is None:
             return torch.ones(group.size, dtype=torch.bool)
         stays[piece.units[gate.flatten().cpu()[piece.positions]]] = True
-    if not stays.any():
-        stays[0] = True
     return stays
 
 
@@ -144,20 +157,21 @@ def _unit_scores(group: UnitGroup, scores: dict[str, Tensor]) -> Tensor:
 def _hold_the_rest(
     small: nn.Module, removable: tuple[UnitGroup, ...], kept: dict[str, Tensor], gates: dict[str, Tensor]
 ) -> None:
-    """Hold at zero what is masked but could not be cut out (only under independent coupling)."""
-    stays = {name: torch.ones(mask.numel(), dtype=torch.bool) for name, mask in gates.items()}
+    """Hold at zero what is masked but was not cut out: single weights, and under independent coupling channels."""
+    stays = {
+        (name, dim): torch.ones(size, dtype=torch.bool)
+        for name, mask in gates.items()
+        for dim, size in enumerate(mask.shape)
+        if size > 1  # a mask that broadcasts along a dimension needs no cut there
+    }
     for group in removable:
-        for piece in group.gates():
-            if piece.tensor in stays:
-                stays[piece.tensor][piece.positions[~kept[group.name][piece.units]]] = False
-    tensors = named_tensors(small)
-    rest = {}
-    for name, mask in gates.items():
-        left = mask.flatten().cpu()[stays[name]]
-        if not left.all():
-            shape = [-1 if size > 1 else 1 for size in mask.shape]
-            rest[name] = left.to(tensors[name].device).reshape(shape)
-    if rest:
+        for piece in group.slices:
+            if (left := stays.get((piece.tensor, piece.dim))) is not None:
+                left[piece.positions[~kept[group.name][piece.units]]] = False
+    rest = dict(gates)
+    for (name, dim), left in stays.items():
+        rest[name] = rest[name].index_select(dim, left.nonzero().flatten().to(rest[name].device))
+    if rest := {name: mask for name, mask in rest.items() if not mask.all()}:
         AppliedTicket(small, rest)
 
 

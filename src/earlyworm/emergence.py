@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from earlyworm.errors import ConfigError
 from earlyworm.masks import Mask, mask_distance
 
@@ -58,4 +56,7 @@ class MaskWindow:
     @property
     def ever_kept(self) -> Mask:
         """The mask that removes only what every mask of the window removes."""
-        return Mask(torch.stack([mask.flat for mask in self.masks]).any(0), self.newest.sizes)
+        bits = self.newest.bits.clone()
+        for mask in self.masks:
+            bits |= mask.bits
+        return Mask(bits, self.newest.sizes, self.newest.kinds)

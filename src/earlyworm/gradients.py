@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class GradientHook:
         penalty: Network slimming: `penalty * sign(scale)` is added to the gradient of every scale.
 
     Attributes:
+        observers: Called before anything is done to the gradients of a step, with the names of the gates that the
+            optimizer holds, and the factor that a gradient scaler has left in their gradients, if any.
         steps: Steps that were seen; optimizers that step in turn count as one.
         truncations: Steps since the last check at which there was a gradient to truncate (the search counts from 0).
         seconds: Time that all of this took.
@@ -43,12 +46,17 @@ class GradientHook:
         self.seconds = 0.0
         self.flops = 0
         slices = [piece for group in units.groups for piece in group.slices]
-        self.gates = list(dict.fromkeys(piece.tensor for piece in slices if piece.gate))
+        self._entries = {group.entries.tensor for group in units.groups if group.entries is not None}
+        self.gates = list(dict.fromkeys([*(piece.tensor for piece in slices if piece.gate), *sorted(self._entries)]))
         self.scales = {piece.tensor for piece in slices if piece.role == "scale"}
+        self.observers: list[Callable[[list[str], Tensor | None], None]] = []
         self._handles: list[RemovableHandle] = []
         self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
-        self._factors: dict[torch.optim.Optimizer, list[tuple[Tensor, Tensor, int]]] = {}  # gate, factor, gate's size
+        self._chi = 1.0
+        # Gate, what its gradient is multiplied by, size of the gate. For single weights a factor would be as large as
+        # the gate: there it is the mask, and the factor exists for one gate at a time.
+        self._factors: dict[torch.optim.Optimizer, list[tuple[Tensor, Tensor, int]]] = {}
         self._stepped: set[torch.optim.Optimizer] = set()  # since `steps` was counted up
         self._stepping: set[torch.optim.Optimizer] = set()
 
@@ -126,10 +134,10 @@ class GradientHook:
                     f"{name!r} is in none of the optimizers, so nothing would act on its gradient: attach all "
                     "optimizers that train the model, made after it was moved and wrapped"
                 )
-        if self._needed and not any(tensors[name].requires_grad for name in self._needed):
+        if not any(tensors[name].requires_grad for name in self._needed or self.gates):
             raise SearchError(
-                "all parameters of the units are frozen, so there is no gradient to act on: unfreeze them, or set "
-                "truncation=None and sparsity_penalty=0"
+                "all parameters of the units are frozen, so their scores cannot change and there is no gradient to "
+                "act on: unfreeze them"
             )
         return held
 
@@ -140,12 +148,12 @@ class GradientHook:
             masks: Per gate a boolean tensor that broadcasts against it, True is kept; empty: do not truncate.
             chi: What gradients of the others are multiplied by, in [0, 1].
         """
-        self._factors = {}
+        self._factors, self._chi = {}, chi
         for optimizer, held in self._held.items() if masks else ():
             self._factors[optimizer] = [
-                (gate, truncation_factor(masks[name], chi, gate.dtype), gate.numel())
+                (gate, mask if name in self._entries else truncation_factor(mask, chi, gate.dtype), gate.numel())
                 for name, gate in held
-                if name in masks
+                if (mask := masks.get(name)) is not None
             ]
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -180,8 +188,10 @@ class GradientHook:
 
     @torch.no_grad()
     def _adjust(self, optimizer: torch.optim.Optimizer) -> None:
-        """Add the penalty, then truncate, in one fused operation each."""
+        """Let others look, add the penalty, then truncate; in one fused operation each, but for single weights."""
         start = time.perf_counter()
+        for observe in self.observers:
+            observe([name for name, _ in self._held[optimizer]], getattr(optimizer, "grad_scale", None))
         if self.penalty:
             scales = [p for name, p in self._held[optimizer] if name in self.scales and p.grad is not None]
             if scales:
@@ -194,14 +204,19 @@ class GradientHook:
                 )
                 self.flops += 3 * sum(scale.numel() for scale in scales)
         if self._factors:
-            gradients, factors = [], []
+            gradients, factors, acted = [], [], False
             for gate, factor, size in self._factors[optimizer]:
-                if (gradient := gate.grad) is not None:
+                if (gradient := gate.grad) is None:
+                    continue
+                acted = True
+                self.flops += size
+                if factor.dtype == torch.bool:
+                    truncate_([gradient], [truncation_factor(factor, self._chi, gradient.dtype)])
+                else:
                     gradients.append(gradient)
                     factors.append(factor)
-                    self.flops += size
             truncate_(gradients, factors)
-            self.truncations += bool(gradients)
+            self.truncations += acted
         self.seconds += time.perf_counter() - start
 
 

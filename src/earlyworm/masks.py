@@ -1,44 +1,58 @@
-"""Masks: one boolean per unit; from scores to a mask, and how far two masks are apart."""
+"""Masks: one bit per unit; from scores to a mask, and how far two masks are apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from earlyworm.errors import ConfigError, SearchError
+from earlyworm.selection import absolute_sum, lowest, pack, unpack
+
+Ratio = float | Mapping[str, float]
+"""The fraction of units to remove, in [0, 1): one number for every kind of units, or one per kind."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """One boolean per unit, True is kept.
+    """One bit per unit, 1 is kept.
 
     Attributes:
-        flat: bool [units] on the CPU, group after group.
+        bits: uint8 [bytes] on the CPU, group after group; every group begins with a new byte, in its lowest bit, and
+            the bits left over are 0.
         sizes: Number of units per group name, in order.
+        kinds: What the units are, per group name; groups that are not named are of one kind.
     """
 
-    flat: Tensor
+    bits: Tensor
     sizes: Mapping[str, int]
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def kept(self) -> dict[str, Tensor]:
-        """The mask of every group, bool [group size] (views)."""
-        return dict(zip(self.sizes, torch.split(self.flat, list(self.sizes.values())), strict=True))
+    def kept(self) -> Mapping[str, Tensor]:
+        """The mask of every group, bool [group size], unpacked when it is asked for."""
+        return _Unpacked(self)
+
+    @property
+    def flat(self) -> Tensor:
+        """All groups in one, bool [units]."""
+        return torch.cat(list(self.kept.values()))
 
     @property
     def units(self) -> int:
         """Number of units."""
-        return self.flat.numel()
+        return sum(self.sizes.values())
 
     @property
     def units_kept(self) -> int:
         """Number of units that are kept."""
-        return int(self.flat.sum())
+        return int(np.bitwise_count(self.bits.numpy()).sum(dtype=np.int64))
 
     @property
     def units_removed(self) -> int:
@@ -46,35 +60,63 @@ class Mask:
         return self.units - self.units_kept
 
     @classmethod
-    def from_groups(cls, kept: Mapping[str, Tensor]) -> Self:
+    def from_groups(cls, kept: Mapping[str, Tensor], kinds: Mapping[str, str] | None = None) -> Self:
         """A mask from one boolean tensor [group size] per group name."""
-        flat = torch.cat([mask.to("cpu", torch.bool) for mask in kept.values()])
-        return cls(flat, {name: mask.numel() for name, mask in kept.items()})
+        bits = torch.cat([pack(mask.bool().flatten()) for mask in kept.values()])
+        return cls(bits, {name: mask.numel() for name, mask in kept.items()}, kinds or {})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
             return NotImplemented
-        return _same_units(self, other) and torch.equal(self.flat, other.flat)
+        return _same_units(self, other) and torch.equal(self.bits, other.bits)
 
     __hash__ = None  # type: ignore[assignment]  # compares by value, holds a tensor
 
 
-def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: int = 1) -> Mask:
+class _Unpacked(Mapping[str, Tensor]):
+    """The groups of a mask by name; each is unpacked on access, so that one at a time is held as booleans."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+        self._starts = dict(zip(mask.sizes, _starts(mask.sizes), strict=True))
+
+    def __getitem__(self, name: str) -> Tensor:
+        size, start = self._mask.sizes[name], self._starts[name]
+        return unpack(self._mask.bits[start : start + _bytes(size)], size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+
+def make_mask(
+    scores: Mapping[str, Tensor],
+    pruning_ratio: Ratio,
+    *,
+    min_units: int = 1,
+    kinds: Mapping[str, str] | None = None,
+) -> Mask:
     """The global mask that removes exactly `floor(pruning_ratio * units)` units, those with the lowest scores.
 
-    Of equal scores the later unit goes first. The `min_units` best units of every group always stay.
+    Of equal scores the later unit goes first. The `min_units` best units of every group always stay. Units of several
+    kinds are not compared with each other: each kind loses its own share.
 
     Args:
-        scores: One tensor [group size] of finite, non-negative numbers per group name.
-        pruning_ratio: Fraction of all units to remove, in [0, 1).
+        scores: One tensor with a number for every unit, in row-major order, per group name. What counts is the
+            absolute value in float32, so that a weight matrix may be given as it stands, on any device; it is not
+            copied.
+        pruning_ratio: Fraction of all units to remove, in [0, 1), or one such number per kind.
         min_units: How many units of every group must stay, at least 1.
+        kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:
         The mask.
 
     Raises:
-        ConfigError: If the ratio is outside [0, 1) or would leave a group with fewer than `min_units`, or that is
-            below 1.
+        ConfigError: If a ratio is outside [0, 1) or would leave a group with fewer than `min_units`, or that is
+            below 1, or a kind has no ratio.
         SearchError: If a score is not finite.
 
     Example:
@@ -82,31 +124,78 @@ def make_mask(scores: Mapping[str, Tensor], pruning_ratio: float, *, min_units: 
         >>> make_mask({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])}, 0.5).flat.tolist()
         [True, False, True, False]
     """
-    if not 0 <= pruning_ratio < 1:
-        raise ConfigError(f"pruning_ratio is {pruning_ratio}, but must be in [0, 1); it is the fraction removed")
     if min_units < 1:
         raise ConfigError(f"min_units is {min_units}, but must be at least 1, so that no layer vanishes")
+    kinds = dict(kinds or {})
+    by_kind: dict[str, dict[str, Tensor]] = {}
+    for name, score in scores.items():
+        if not math.isfinite(absolute_sum(score)):
+            raise SearchError(f"the scores of {name!r} are not finite: has training diverged? lower the learning rate")
+        by_kind.setdefault(kinds.get(name, "units"), {})[name] = score
+    ratios = _ratio_per_kind(pruning_ratio, list(by_kind))
+    removed: dict[str, Tensor] = {}
+    for kind, some in by_kind.items():
+        removed |= _remove(some, ratios[kind], min_units)
     sizes = {name: score.numel() for name, score in scores.items()}
-    flat = torch.cat([score.detach().flatten().float() for score in scores.values()]).cpu()
-    if not torch.isfinite(flat).all():
-        bad = next(name for name, score in scores.items() if not torch.isfinite(score.float()).all())
-        raise SearchError(f"the scores of {bad!r} are not finite: has training diverged? lower the learning rate")
-    remove = math.floor(pruning_ratio * flat.numel() * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
-    removable = sum(max(0, size - min_units) for size in sizes.values())
-    if remove > removable:
+    ones = {name: pack(torch.ones(size, dtype=torch.bool)) for name, size in sizes.items()}
+    return Mask(torch.cat([ones[name] ^ removed[name] for name in scores]), sizes, kinds)
+
+
+def mask_distance(a: Mask, b: Mask) -> float:
+    """Hamming distance of two masks divided by the number of units, in [0, 1] (Early Bird, arXiv 1909.11957).
+
+    Of units of several kinds, the distance is that of the kind whose masks are farthest apart: a few attention heads
+    would not be heard among thousands of neurons.
+
+    Raises:
+        SearchError: If the masks are over different units.
+    """
+    if not _same_units(a, b):
+        raise SearchError("the masks are over different units: compare masks of one search")
+    differing = np.bitwise_count(np.bitwise_xor(a.bits.numpy(), b.bits.numpy()))
+    per_group = np.add.reduceat(differing, _starts(a.sizes), dtype=np.int64)
+    totals: dict[str, list[int]] = {}
+    for (name, size), count in zip(a.sizes.items(), per_group.tolist(), strict=True):
+        total = totals.setdefault(a.kinds.get(name, "units"), [0, 0])
+        total[0], total[1] = total[0] + count, total[1] + size
+    return max(count / size for count, size in totals.values())
+
+
+def _remove(scores: Mapping[str, Tensor], ratio: float, min_units: int) -> dict[str, Tensor]:
+    """The units of one kind that go, as packed bits per group name."""
+    sizes = {name: score.numel() for name, score in scores.items()}
+    total = sum(sizes.values())
+    removable = {name: max(0, size - min_units) for name, size in sizes.items()}
+    count = math.floor(ratio * total * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
+    if count > sum(removable.values()):
         raise ConfigError(
-            f"pruning_ratio {pruning_ratio} removes {remove} of {flat.numel()} units, but at least {min_units} of each "
-            f"of the {len(sizes)} groups must stay: at most {_floor(removable / flat.numel())} is possible"
+            f"pruning_ratio {ratio} removes {count} of {total} units, but at least {min_units} of each of the "
+            f"{len(sizes)} groups must stay: at most {_floor(sum(removable.values()) / total)} is possible"
         )
-    order = _ascending(flat)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(flat.numel())
-    for group in torch.split(rank, list(sizes.values())):  # the best of each group go to the end of the queue
-        best = group.topk(min(min_units, group.numel())).indices
-        group[best] += flat.numel()
-    kept = torch.ones(flat.numel(), dtype=torch.bool)
-    kept[rank.argsort()[:remove]] = False
-    return Mask(kept, sizes)
+    emptied: dict[str, Tensor] = {}  # groups that would lose too many, and so lose just as many as they can
+    while True:
+        free = [name for name in scores if name not in emptied]
+        rest = count - sum(removable[name] for name in emptied)
+        removed = dict(zip(free, lowest([scores[name] for name in free], rest), strict=True))
+        short = [name for name in free if np.bitwise_count(removed[name].numpy()).sum() > removable[name]]
+        if not short:
+            return removed | emptied
+        for name in short:
+            (emptied[name],) = lowest([scores[name]], removable[name])
+
+
+def _ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
+    """One ratio for each of `kinds`, all of them possible."""
+    ratios = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(kinds, ratio)
+    for kind in kinds:
+        if kind not in ratios:
+            raise ConfigError(f"pruning_ratio has no entry for {kind!r}: give one for each of {', '.join(kinds)}")
+    for kind, value in ratios.items():
+        if kind not in kinds:
+            raise ConfigError(f"pruning_ratio has an entry for {kind!r}, but the units are {', '.join(kinds)}")
+        if not 0 <= value < 1:
+            raise ConfigError(f"pruning_ratio is {value}, but must be in [0, 1); it is the fraction removed")
+    return ratios
 
 
 def _floor(ratio: float) -> str:
@@ -114,20 +203,13 @@ def _floor(ratio: float) -> str:
     return f"{math.floor(1000 * ratio) / 1000:.3f}"
 
 
-def _ascending(flat: Tensor) -> Tensor:
-    """Indices [units] from the lowest score to the highest; of equal ones the later comes first."""
-    return flat.numel() - 1 - flat.flip(0).sort(stable=True).indices
+def _bytes(size: int) -> int:
+    return -(-size // 8)
 
 
-def mask_distance(a: Mask, b: Mask) -> float:
-    """Hamming distance of two masks divided by the number of units, in [0, 1] (Early Bird, arXiv 1909.11957).
-
-    Raises:
-        SearchError: If the masks are over different units.
-    """
-    if not _same_units(a, b):
-        raise SearchError("the masks are over different units: compare masks of one search")
-    return int((a.flat != b.flat).sum()) / a.units
+def _starts(sizes: Mapping[str, int]) -> list[int]:
+    """The first byte of every group."""
+    return list(accumulate((_bytes(size) for size in sizes.values()), initial=0))[:-1]
 
 
 def _same_units(a: Mask, b: Mask) -> bool:

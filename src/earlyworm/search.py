@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, Self
@@ -12,19 +12,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from earlyworm.channels import find_channels
 from earlyworm.emergence import Emergence, MaskWindow
 from earlyworm.errors import ConfigError, SearchError
+from earlyworm.finding import find_units
 from earlyworm.gradients import GradientHook
 from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
-from earlyworm.masks import Mask, make_mask
-from earlyworm.scores import Score, choose_score, score_units
+from earlyworm.masks import Mask, Ratio, make_mask
+from earlyworm.scores import Score, choose_score, magnitude, score_units
+from earlyworm.selection import absolute_sum
+from earlyworm.taylor import TaylorScore
 from earlyworm.ticket import Ticket, fingerprint
 from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class TicketSearch:
@@ -33,14 +35,16 @@ class TicketSearch:
     Args:
         model: The model that is trained; wrappers (DDP, `torch.compile`) may be put around it before or after.
         example_inputs: What its forward takes: a tensor, a sequence of arguments or a mapping of keyword arguments;
-            not needed where `units` are given.
-        units: `"channels"`, or units that were found before (see `find_channels`).
-        pruning_ratio: Fraction of all units to remove, in [0, 1).
+            needed for channels only, which are found by tracing.
+        units: `"channels"`, `"heads"`, `"neurons"` or `"weights"`, several of them, or what `find_units` returned.
+        pruning_ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
         emergence: Window and epsilon.
         truncation: Schedule of chi: `Constant`, `Greedy`, `Worm`; None is Early Bird.
         sparsity_penalty: Network slimming (arXiv 1708.06519): `penalty * sign(scale)` is added to the gradient of
             every batch-norm scale of the units, before truncation.
-        score: `"auto"`, `"batch-norm"`, `"filter-l1"`, `"filter-l2"`, or a function.
+        score: `"auto"` (batch norm or filter norm for channels, else magnitude), a name in `scores.SCORES`, a
+            function, or `"taylor"`: |weight x gradient|, summed up over the steps since the last check. It needs
+            gradients, so that its first mask is that of the first `update`.
         min_units: How many units of every group stay, at least 1; retraining may not mend a layer of one unit.
 
     Raises:
@@ -69,8 +73,8 @@ class TicketSearch:
         model: nn.Module,
         example_inputs: ExampleInputs | None = None,
         *,
-        units: str | Units = "channels",
-        pruning_ratio: float = 0.5,
+        units: str | Sequence[str] | Units = "channels",
+        pruning_ratio: Ratio = 0.5,
         emergence: Emergence = Emergence(),  # noqa: B008  (frozen)
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
@@ -85,19 +89,24 @@ class TicketSearch:
         self.emergence = emergence
         self.truncation = truncation
         self.sparsity_penalty = sparsity_penalty
-        self._score, self.units = choose_score(_find(self.model, units, example_inputs), score)
+        self.units = _units_of(self.model, units, example_inputs)
+        self._taylor = TaylorScore(self.model, self.units) if score == "taylor" else None
+        self._score, self.units = choose_score(self.units, magnitude if score == "taylor" else score)
         self.history: list[Check] = []
         self._window = MaskWindow(emergence.window)
         self._distances: tuple[float, ...] = ()
-        self._scores: dict[str, Tensor] = {}
+        self._scores: dict[str, Tensor] = {}  # of units that can be removed
+        self._sums: dict[str, float] = {}  # of the scores of the newest mask, per group
         self._seconds = 0.0  # of all checks
         self._flops = 0
         self._hook = GradientHook(self.model, self.units, sparsity_penalty)
+        if self._taylor:
+            self._hook.observers.append(self._taylor.observe)
         if not 0 <= sparsity_penalty < math.inf:
             raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be a number, 0 or more")
         if sparsity_penalty and not self._hook.scales:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
-        self._make_mask(self._score_units())  # an impossible ratio is an error now
+        self._make_mask(score_units(self.model, self.units.groups, self._score))  # an impossible ratio is an error now
 
     @property
     def steps(self) -> int:
@@ -208,8 +217,10 @@ class TicketSearch:
             "version": STATE_VERSION,
             "sizes": self.units.sizes,
             "window": self.emergence.window,
-            "masks": [mask.flat.clone() for mask in self._window.masks],
+            "masks": [mask.bits.clone() for mask in self._window.masks],
             "scores": dict(self._scores),
+            "sums": dict(self._sums),
+            "taylor": self._taylor.state_dict() if self._taylor else None,
             "distances": list(self._distances),
             "history": [asdict(check) for check in self.history],
             "steps": self.steps,
@@ -230,8 +241,12 @@ class TicketSearch:
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
         self._window = MaskWindow(self.emergence.window)
-        self._window.masks.extend(Mask(flat.clone(), self.units.sizes) for flat in state["masks"])
-        self._scores = dict(state["scores"])
+        self._window.masks.extend(Mask(bits.clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
+        self._scores, self._sums = dict(state["scores"]), dict(state["sums"])
+        if (self._taylor is None) != (state["taylor"] is None):
+            raise SearchError("the state is of a search with another score: give the same one")
+        if self._taylor:
+            self._taylor.load_state_dict(state["taylor"])
         self._distances = tuple(state["distances"])
         self.history = [Check(**check) for check in state["history"]]
         self._hook.steps, self._hook.truncations = state["steps"], state["truncations"]
@@ -244,20 +259,22 @@ class TicketSearch:
         """Take the first mask, or go on from the newest."""
         if self.history:
             self._refresh()
-        else:
+        elif not self._taylor:
             self._check()
 
     def _check(self) -> None:
         """Take a mask and everything that follows from it."""
         start = time.perf_counter()
-        scores = self._score_units()
-        if self._scores and all(torch.equal(score, self._scores[name]) for name, score in scores.items()):
+        scores = self._taylor.take() if self._taylor else score_units(self.model, self.units.groups, self._score)
+        sums = {name: absolute_sum(score) for name, score in scores.items()}
+        if sums == self._sums:
             raise SearchError(
                 "no score has changed since the last check: equal masks would look like emergence; are the parameters "
                 "that are scored frozen, or is another model trained?"
             )
         mask = self._make_mask(scores)
-        self._scores = scores
+        self._scores = {group.name: scores[group.name].cpu() for group in self.units.groups if group.entries is None}
+        self._sums = sums
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
         chi = self._chi(mean)
@@ -266,14 +283,11 @@ class TicketSearch:
         self._hook.truncations = 0
         self._refresh()
         self._seconds += time.perf_counter() - start
-        # One comparison per unit and older mask, and a sort.
-        self._flops += mask.units * (len(self._distances) + math.ceil(math.log2(max(2, mask.units))))
-
-    def _score_units(self) -> dict[str, Tensor]:
-        return score_units(self.model, self.units.groups, self._score)
+        # One comparison per unit and older mask, and the passes that select the threshold.
+        self._flops += mask.units * (len(self._distances) + 4)
 
     def _make_mask(self, scores: dict[str, Tensor]) -> Mask:
-        return make_mask(scores, self.pruning_ratio, min_units=self.min_units)
+        return make_mask(scores, self.pruning_ratio, min_units=self.min_units, kinds=self.units.kinds)
 
     def _chi(self, newest: float | None) -> float:
         """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
@@ -298,12 +312,8 @@ class TicketSearch:
         self._hook.set_truncation(masks, newest.chi)
 
 
-def _find(model: nn.Module, units: str | Units, example_inputs: ExampleInputs | None) -> Units:
-    if isinstance(units, Units):
-        gate_masks(model, units.groups, {name: torch.ones(size).bool() for name, size in units.sizes.items()})
-        return units  # of this model: their gates are all there
-    if units != "channels":
-        raise ConfigError(f"unknown units {units!r}: choose 'channels', or give what find_channels returns")
-    if example_inputs is None:
-        raise ConfigError("channels are found by tracing: give example_inputs, such as one batch")
-    return find_channels(model, example_inputs)
+def _units_of(model: nn.Module, units: str | Sequence[str] | Units, example_inputs: ExampleInputs | None) -> Units:
+    if not isinstance(units, Units):
+        return find_units(model, units, example_inputs)
+    gate_masks(model, units.groups, {name: torch.ones(size, dtype=torch.bool) for name, size in units.sizes.items()})
+    return units  # of this model: their gates are all there

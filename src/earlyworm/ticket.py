@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from earlyworm.errors import TicketError
 from earlyworm.inputs import unwrap
-from earlyworm.masks import Mask
+from earlyworm.masks import Mask, Ratio
 from earlyworm.surgery import AppliedTicket, mask_units_
-from earlyworm.units import Slice, UnitGroup, Units, gate_masks, named_tensors
+from earlyworm.units import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
 
 FORMAT = "earlyworm.ticket"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Ticket:
     Attributes:
         mask: Which units are kept.
         units: The units of the model that the mask is over.
-        scores: float32 [group size] per group name, the scores that the mask was made from.
+        scores: float32 [group size] per group name, the scores that the mask was made from; single weights have none.
         structure: Shape per tensor name of the model, its fingerprint.
         method: How it was searched for, in words.
-        pruning_ratio: The fraction of units that was asked to be removed.
+        pruning_ratio: The fraction of units that was asked to be removed, or one per kind of units.
         step: Optimizer steps before the mask was taken.
         emerged: Whether it emerged, or was drawn by force.
         distances: Distance of the mask to each older one in the window, oldest first.
@@ -48,7 +48,7 @@ class Ticket:
     scores: dict[str, Tensor]
     structure: dict[str, tuple[int, ...]]
     method: str
-    pruning_ratio: float
+    pruning_ratio: Ratio
     step: int
     emerged: bool
     distances: tuple[float, ...]
@@ -100,11 +100,14 @@ class Ticket:
         how = "emerged" if self.emerged else "was drawn by force"
         distances = ", ".join(f"{distance:.3f}" for distance in self.distances) or "none"
         kept = {name: f"{int(mask.sum())} of {mask.numel()}" for name, mask in self.mask.kept.items()}
+        kinds = " and ".join(dict.fromkeys(self.units.kinds.values()))
+        ratio = self.pruning_ratio
+        asked = f"{ratio:g}" if isinstance(ratio, float) else ", ".join(f"{n} {r:g}" for n, r in ratio.items())
         width = max(len(name) for name in kept)
         return "\n".join(
             [
                 f"A ticket that {how} after {self.step} optimizer steps of {self.method}.",
-                f"It keeps {self.mask.units_kept} of {self.mask.units} units (pruning ratio {self.pruning_ratio:g}); "
+                f"It keeps {self.mask.units_kept} of {self.mask.units} {kinds} (pruning ratio {asked}); "
                 f"mask distances in the window: {distances}.",
                 *(f"  {name:{width}}  {numbers}" for name, numbers in kept.items()),
                 *(f"  {name} is left out: {reason}" for name, reason in self.units.skipped.items()),
@@ -120,12 +123,18 @@ class Ticket:
         """The content of the file that `save` writes."""
         tensors: dict[str, Tensor] = {}
         groups = [_pack_group(group, f"group.{i}", tensors) for i, group in enumerate(self.units.groups)]
+        places = {id(group): i for i, group in enumerate(self.units.groups)}
         removable = None
-        if self.units.removable is not self.units.groups:
-            removable = [_pack_group(group, f"removable.{i}", tensors) for i, group in enumerate(self.units.removable)]
-        for i, (name, kept) in enumerate(self.mask.kept.items()):
-            tensors[f"mask.{i}"] = kept.clone()
-            tensors[f"score.{i}"] = self.scores[name].detach().to("cpu", torch.float32, copy=True).contiguous()
+        if self.units.removable is not self.units.groups:  # those that are among the groups are named by their place
+            removable = [
+                places[id(group)] if id(group) in places else _pack_group(group, f"removable.{i}", tensors)
+                for i, group in enumerate(self.units.removable)
+            ]
+        tensors["mask"] = self.mask.bits.clone()
+        for i, group in enumerate(self.units.groups):
+            if group.name in self.scores:
+                score = self.scores[group.name].detach()
+                tensors[f"score.{i}"] = score.to("cpu", torch.float32, copy=True).contiguous()
         described = {
             "groups": groups,
             "removable": removable,
@@ -179,11 +188,16 @@ class Ticket:
         groups = tuple(_unpack_group(group, tensors) for group in described["groups"])
         removable = groups
         if described["removable"] is not None:
-            removable = tuple(_unpack_group(group, tensors) for group in described["removable"])
+            removable = tuple(
+                groups[group] if isinstance(group, int) else _unpack_group(group, tensors)
+                for group in described["removable"]
+            )
+        units = Units(groups, removable, described["skipped"])
+        scores = {group.name: tensors[f"score.{i}"] for i, group in enumerate(groups) if f"score.{i}" in tensors}
         return cls(
-            mask=Mask.from_groups({group.name: tensors[f"mask.{i}"] for i, group in enumerate(groups)}),
-            units=Units(groups, removable, described["skipped"]),
-            scores={group.name: tensors[f"score.{i}"] for i, group in enumerate(groups)},
+            mask=Mask(tensors["mask"], units.sizes, units.kinds),
+            units=units,
+            scores=scores,
             structure={name: tuple(shape) for name, shape in described["structure"].items()},
             method=described["method"],
             pruning_ratio=described["pruning_ratio"],
@@ -246,7 +260,8 @@ def _pack_group(group: UnitGroup, key: str, tensors: dict[str, Tensor]) -> dict[
                 packed[name] = f"{key}.{i}.{name}"
                 tensors[packed[name]] = index.to(torch.int32)
         slices.append(packed)
-    return {"name": group.name, "size": group.size, "slices": slices}
+    entries = vars(group.entries) if group.entries else None
+    return {"name": group.name, "size": group.size, "slices": slices, "kind": group.kind, "entries": entries}
 
 
 def _unpack_group(packed: dict[str, Any], tensors: dict[str, Tensor]) -> UnitGroup:
@@ -260,4 +275,5 @@ def _unpack_group(packed: dict[str, Any], tensors: dict[str, Tensor]) -> UnitGro
         Slice(**{**piece, "positions": index(piece["positions"]), "units": index(piece["units"])})
         for piece in packed["slices"]
     )
-    return UnitGroup(packed["name"], packed["size"], slices)
+    entries = Entries(**packed["entries"]) if packed["entries"] else None
+    return UnitGroup(packed["name"], packed["size"], slices, packed["kind"], entries)

@@ -121,6 +121,27 @@ class Units:
         """Number of units per group name."""
         return {group.name: group.size for group in self.groups}
 
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """The kind of units per group name."""
+        return {group.name: group.kind for group in self.groups}
+
+    def together_with(self, others: Units) -> Units:
+        """These units and others of the same model, of other kinds."""
+        groups = self.groups + others.groups
+        coupled = self.removable is self.groups and others.removable is others.groups
+        removable = groups if coupled else self.removable + others.removable
+        return Units(groups, removable, {**self.skipped, **others.skipped})
+
+    def without(self, reasons: Mapping[str, str]) -> Units:
+        """These units without the groups that are named, which are listed as skipped with the reasons given."""
+        groups = tuple(group for group in self.groups if group.name not in reasons)
+        left_out = {id(group) for group in self.groups} - {id(group) for group in groups}
+        removable = groups
+        if self.removable is not self.groups:
+            removable = tuple(group for group in self.removable if id(group) not in left_out)
+        return Units(groups, removable, {**self.skipped, **reasons})
+
 
 class NamedTensors(dict[str, Tensor]):
     """Tensors by qualified name."""

@@ -1,0 +1,140 @@
+"""Select the lowest of very many scores exactly, without sorting them and without a copy of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PIECE = 1 << 18  # scores looked at together on a CPU: a megabyte stays in the cache of a core
+_PIECE_ELSEWHERE = 1 << 24
+_SAMPLE = 1 << 16  # scores that the first guess of the threshold rests on
+_GATHER = 1 << 20  # scores that may be copied
+
+
+def lowest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Mark the `count` scores of the lowest absolute value; of equal ones the later goes first.
+
+    A sample brackets the threshold, a pass counts what lies below the bracket and gathers what lies inside of it, the
+    exact threshold is selected from that, and a last pass marks.
+
+    Args:
+        scores: Tensors of any shapes, floating-point dtypes and devices, compared in float32; views are read in place.
+        count: How many to mark, in [0, number of all scores].
+
+    Returns:
+        For each tensor its marks in row-major order as bits, uint8 [ceil(entries / 8)] on the CPU (see `pack`).
+    """
+    if count in (0, sum(score.numel() for score in scores)):
+        return [pack(torch.full((score.numel(),), count > 0)) for score in scores]
+    threshold, below, equal = _threshold(scores, count)
+    spared = below + equal - count  # of those at the threshold, the first so many stay
+    marks = []
+    for score in scores:
+        bits = []
+        for piece, xp in _pieces(score):
+            gone = piece <= threshold
+            if spared:
+                ties = xp.argwhere(piece == threshold)[:spared, 0]
+                gone[ties] = False
+                spared -= len(ties)
+            bits.append(pack(gone))
+        marks.append(torch.cat(bits))
+    return marks
+
+
+def pack(marks: Any) -> Tensor:
+    """Booleans [n] as bits, uint8 [ceil(n / 8)] on the CPU, the first in the lowest bit; what is left over is 0."""
+    if isinstance(marks, Tensor):
+        marks = marks.cpu().numpy()
+    return torch.from_numpy(np.packbits(marks, bitorder="little"))
+
+
+def unpack(bits: Tensor, count: int) -> Tensor:
+    """The booleans [count] that `pack` packed."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count, bitorder="little")).bool()
+
+
+def absolute_sum(score: Tensor) -> float:
+    """The sum of all absolute values, not finite if one of them is not."""
+    return sum(float(piece.sum()) for piece, _ in _pieces(score))
+
+
+def _threshold(scores: Sequence[Tensor], count: int) -> tuple[float, int, int]:
+    """The `count`-th lowest score, how many are lower, and how many are equal to it."""
+    low, high = _bracket(scores, count)
+    while True:
+        below, inside, gathered = _look(scores, low, high)
+        if below >= count:  # the sample misled
+            low, high = 0.0, float(np.nextafter(np.float32(low), np.float32(0)))
+        elif below + inside < count:
+            low, high = float(np.nextafter(np.float32(high), np.float32(np.inf))), math.inf
+        elif low == high:
+            return low, below, inside
+        elif inside <= _GATHER:
+            values = torch.cat(gathered)
+            threshold = float(values.kthvalue(count - below).values)
+            return threshold, below + int((values < threshold).sum()), int((values == threshold).sum())
+        else:
+            low, high = _halve(scores, low, high, count)
+
+
+def _bracket(scores: Sequence[Tensor], count: int) -> tuple[float, float]:
+    """Two values between which the `count`-th lowest score lies very likely, by a sample."""
+    total = sum(score.numel() for score in scores)
+    if total <= _GATHER:
+        return 0.0, math.inf
+    stride = total // _SAMPLE | 1
+    picked = []
+    for score in scores:
+        places = torch.arange(0, score.numel(), stride, device=score.device)
+        picked.append(score[torch.unravel_index(places, score.shape)].abs().float().cpu())
+    sample = torch.cat(picked).sort().values
+    share, size = count / total, sample.numel()
+    margin = 4 * math.sqrt(size * share * (1 - share)) + 1  # standard errors
+    low, high = math.floor(share * size - margin), math.ceil(share * size + margin)
+    return float(sample[low]) if low >= 0 else 0.0, float(sample[high]) if high < size else math.inf
+
+
+def _look(scores: Sequence[Tensor], low: float, high: float) -> tuple[int, int, list[Tensor]]:
+    """How many scores are below `low`, how many from `low` to `high`, and these, as long as they are few."""
+    below, inside = 0, 0
+    gathered: list[Tensor] = []
+    for score in scores:
+        for piece, xp in _pieces(score):
+            low_here, within = int(xp.count_nonzero(piece < low)), (piece >= low) & (piece <= high)
+            below += low_here
+            inside += (found := int(xp.count_nonzero(within)))
+            if found and inside <= _GATHER:
+                gathered.append(torch.as_tensor(piece[within]).cpu())
+    return below, inside, gathered
+
+
+def _halve(scores: Sequence[Tensor], low: float, high: float, count: int) -> tuple[float, float]:
+    """The half of [low, high] that holds the `count`-th lowest score; the bits of floats are in order of value."""
+    first, last = (int(np.float32(end).view(np.int32)) for end in (low, high))
+    middle = np.int32((first + last) // 2).view(np.float32)
+    until = sum(int(xp.count_nonzero(piece <= middle)) for score in scores for piece, xp in _pieces(score))
+    return (low, float(middle)) if until >= count else (float(np.nextafter(middle, np.float32(np.inf))), high)
+
+
+@torch.no_grad()
+def _pieces(score: Tensor) -> Iterator[tuple[Any, Any]]:
+    """Absolute values of `score` in float32, row-major, in flat pieces that end at whole bytes of marks.
+
+    Each comes with the library that it is an array of: NumPy on a CPU, where it compares several times faster than
+    PyTorch, else PyTorch.
+    """
+    score = score.detach()
+    if score.is_contiguous():
+        score = score.view(-1)
+    on_cpu = score.device.type == "cpu"
+    row = math.prod(score.shape[1:])
+    rows = max(8, (_PIECE if on_cpu else _PIECE_ELSEWHERE) // max(1, row) // 8 * 8)
+    for part in score.split(rows):
+        piece = part.abs().float().reshape(-1)
+        yield (piece.numpy(), np) if on_cpu else (piece, torch)
