@@ -137,8 +137,7 @@ def make_mask(
     for kind, some in by_kind.items():
         removed |= _remove(some, ratios[kind], min_units)
     sizes = {name: score.numel() for name, score in scores.items()}
-    ones = {name: pack(torch.ones(size, dtype=torch.bool)) for name, size in sizes.items()}
-    return Mask(torch.cat([ones[name] ^ removed[name] for name in scores]), sizes, kinds)
+    return Mask(torch.cat([_others(removed[name], size) for name, size in sizes.items()]), sizes, kinds)
 
 
 def mask_distance(a: Mask, b: Mask) -> float:
@@ -153,11 +152,11 @@ def mask_distance(a: Mask, b: Mask) -> float:
     if not _same_units(a, b):
         raise SearchError("the masks are over different units: compare masks of one search")
     differing = np.bitwise_count(np.bitwise_xor(a.bits.numpy(), b.bits.numpy()))
-    per_group = np.add.reduceat(differing, _starts(a.sizes), dtype=np.int64)
     totals: dict[str, list[int]] = {}
-    for (name, size), count in zip(a.sizes.items(), per_group.tolist(), strict=True):
+    for (name, size), start in zip(a.sizes.items(), _starts(a.sizes), strict=True):
         total = totals.setdefault(a.kinds.get(name, "units"), [0, 0])
-        total[0], total[1] = total[0] + count, total[1] + size
+        total[0] += int(differing[start : start + _bytes(size)].sum(dtype=np.int64))
+        total[1] += size
     return max(count / size for count, size in totals.values())
 
 
@@ -201,6 +200,14 @@ def _ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
 def _floor(ratio: float) -> str:
     """Three digits of `ratio`, rounded down so that it is possible itself."""
     return f"{math.floor(1000 * ratio) / 1000:.3f}"
+
+
+def _others(bits: Tensor, size: int) -> Tensor:
+    """The bits of the units that are not marked; what is left over in the last byte stays 0."""
+    others = ~bits
+    if size % 8:
+        others[-1] &= (1 << size % 8) - 1
+    return others
 
 
 def _bytes(size: int) -> int:
