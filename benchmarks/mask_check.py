@@ -4,8 +4,8 @@
 
 A check is: the threshold, the mask, and its distance to the older masks in a window of 3. The other way copies all
 weights into one vector, sorts it, makes a float mask from the threshold, and compares float masks. Times are medians;
-memory is what one remembered mask holds, and how far resident memory rises above the weights and masks while a check
-is made. The numbers speak of random weights in matrices of 4096 x 4096 (the last one smaller).
+memory is what one remembered mask holds, and how far memory in use rises above the weights and masks while a check is
+made. All weights are read once before each check. They are random, in matrices of 4096 x 4096.
 """
 
 import argparse
@@ -73,6 +73,11 @@ def _status(key: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
 
 
+def read(weights: dict[str, Tensor]) -> None:
+    """Make sure that all weights are in memory, wherever they were during the minutes of a sort."""
+    assert all(bool(weight.sum().isfinite()) for weight in weights.values())
+
+
 def train_a_little(weights: dict[str, Tensor]) -> None:
     """Move every weight, so that masks differ."""
     for weight in weights.values():
@@ -86,6 +91,7 @@ def measure(millions: float, rounds: int, device: str) -> str:
     seconds: list[list[float]] = [[], []]
     for turn in range(WINDOW - 1 + rounds):  # the first ones fill the window
         for (check, _), measured in zip(ways, seconds, strict=True):
+            read(weights)
             start = time.perf_counter()
             distances = check()
             if turn >= WINDOW - 1:
@@ -95,7 +101,10 @@ def measure(millions: float, rounds: int, device: str) -> str:
     medians = [statistics.median(some) for some in seconds]
     ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
     held = [bytes_of() for _, bytes_of in ways]
-    rises = [peak_rise(check, device) for check, _ in ways]
+    rises = []
+    for check, _ in ways:
+        read(weights)
+        rises.append(peak_rise(check, device))
     return (
         f"| {millions:g} M | {medians[0]:.3f} s | {medians[1]:.2f} s | {ratio:.0f} | {held[0] / 1e6:.1f} MB "
         f"| {held[1] / 1e6:.0f} MB | {held[1] / held[0]:.0f} | {rises[0] / 1e6:.0f} MB | {rises[1] / 1e6:.0f} MB |"

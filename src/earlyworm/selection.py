@@ -13,14 +13,15 @@ from torch import Tensor
 _PIECE = 1 << 18  # scores looked at together on a CPU: a megabyte stays in the cache of a core
 _PIECE_ELSEWHERE = 1 << 24
 _SAMPLE = 1 << 16  # scores that the first guess of the threshold rests on
-_GATHER = 1 << 20  # scores that may be copied
+_GATHER = 1 << 20  # scores that are copied, at most
 
 
 def lowest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     """Mark the `count` scores of the lowest absolute value; of equal ones the later goes first.
 
     A sample brackets the threshold, a pass counts what lies below the bracket and gathers what lies inside of it, the
-    exact threshold is selected from that, and a last pass marks.
+    exact threshold is selected from that, and a last pass marks. If too much lies inside, the pass gathers a sample of
+    it, which brackets the threshold more closely.
 
     Args:
         scores: Tensors of any shapes, floating-point dtypes and devices, compared in float32; views are read in place.
@@ -66,52 +67,60 @@ def absolute_sum(score: Tensor) -> float:
 
 def _threshold(scores: Sequence[Tensor], count: int) -> tuple[float, int, int]:
     """The `count`-th lowest score, how many are lower, and how many are equal to it."""
-    low, high = _bracket(scores, count)
+    low, high = 0.0, math.inf
+    if sum(score.numel() for score in scores) > _GATHER:
+        low, high = _bracket(_sample(scores), count / sum(score.numel() for score in scores))
     while True:
-        below, inside, gathered = _look(scores, low, high)
+        below, inside, values = _look(scores, low, high)
         if below >= count:  # the sample misled
             low, high = 0.0, float(np.nextafter(np.float32(low), np.float32(0)))
         elif below + inside < count:
             low, high = float(np.nextafter(np.float32(high), np.float32(np.inf))), math.inf
         elif low == high:
             return low, below, inside
-        elif inside <= _GATHER:
-            values = torch.cat(gathered)
+        elif inside == values.numel():
             threshold = float(values.kthvalue(count - below).values)
             return threshold, below + int((values < threshold).sum()), int((values == threshold).sum())
         else:
-            low, high = _halve(scores, low, high, count)
+            closer = _bracket(values, (count - below) / inside)
+            tied = max(low, closer[0]) == low and min(high, closer[1]) == high
+            low, high = _halve(scores, low, high, count) if tied else (max(low, closer[0]), min(high, closer[1]))
 
 
-def _bracket(scores: Sequence[Tensor], count: int) -> tuple[float, float]:
-    """Two values between which the `count`-th lowest score lies very likely, by a sample."""
-    total = sum(score.numel() for score in scores)
-    if total <= _GATHER:
-        return 0.0, math.inf
-    stride = total // _SAMPLE | 1
+def _sample(scores: Sequence[Tensor]) -> Tensor:
+    """Some of the scores, evenly spread."""
+    stride = sum(score.numel() for score in scores) // _SAMPLE | 1
     picked = []
     for score in scores:
         places = torch.arange(0, score.numel(), stride, device=score.device)
-        picked.append(score[torch.unravel_index(places, score.shape)].abs().float().cpu())
-    sample = torch.cat(picked).sort().values
-    share, size = count / total, sample.numel()
+        picked.append(score.detach()[torch.unravel_index(places, score.shape)].abs().float().cpu())
+    return torch.cat(picked)
+
+
+def _bracket(sample: Tensor, share: float) -> tuple[float, float]:
+    """Two values between which the lowest `share` of all scores very likely ends, by a sample of them."""
+    ordered, size = sample.sort().values, sample.numel()
     margin = 4 * math.sqrt(size * share * (1 - share)) + 1  # standard errors
     low, high = math.floor(share * size - margin), math.ceil(share * size + margin)
-    return float(sample[low]) if low >= 0 else 0.0, float(sample[high]) if high < size else math.inf
+    return float(ordered[low]) if low >= 0 else 0.0, float(ordered[high]) if high < size else math.inf
 
 
-def _look(scores: Sequence[Tensor], low: float, high: float) -> tuple[int, int, list[Tensor]]:
-    """How many scores are below `low`, how many from `low` to `high`, and these, as long as they are few."""
-    below, inside = 0, 0
+def _look(scores: Sequence[Tensor], low: float, high: float) -> tuple[int, int, Tensor]:
+    """How many scores are below `low`, how many from `low` to `high`, and these, or an even sample if they are many."""
+    below, inside, held, every = 0, 0, 0, 1
     gathered: list[Tensor] = []
     for score in scores:
         for piece, xp in _pieces(score):
-            low_here, within = int(xp.count_nonzero(piece < low)), (piece >= low) & (piece <= high)
-            below += low_here
-            inside += (found := int(xp.count_nonzero(within)))
-            if found and inside <= _GATHER:
-                gathered.append(torch.as_tensor(piece[within]).cpu())
-    return below, inside, gathered
+            within = (piece >= low) & (piece <= high)
+            below += int(xp.count_nonzero(piece < low))
+            found = torch.as_tensor(piece[within])
+            inside += len(found)
+            gathered.append(found[::every].cpu())
+            held += len(gathered[-1])
+            if held > _GATHER:
+                gathered, every = [torch.cat(gathered)[::2]], 2 * every
+                held = len(gathered[0])
+    return below, inside, torch.cat(gathered)
 
 
 def _halve(scores: Sequence[Tensor], low: float, high: float, count: int) -> tuple[float, float]:
