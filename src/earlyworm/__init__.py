@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from earlyworm.blocks import Attention, FeedForward
     from earlyworm.channels import find_channels
     from earlyworm.compaction import compact, round_ticket
     from earlyworm.costs import Cost, cost
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from earlyworm.recipes import WORM_CNN, WORM_TRANSFORMER
     from earlyworm.search import TicketSearch
     from earlyworm.ticket import Ticket
+    from earlyworm.transformer_units import find_transformer_units
     from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
     from earlyworm.units import Entries, Slice, UnitGroup, Units
 
 __all__ = [
     "WORM_CNN",
     "WORM_TRANSFORMER",
+    "Attention",
     "Check",
     "ConfigError",
     "Constant",
@@ -40,6 +43,7 @@ __all__ = [
     "EarlywormError",
     "Emergence",
     "Entries",
+    "FeedForward",
     "Greedy",
     "Mask",
     "RunError",
@@ -55,6 +59,7 @@ __all__ = [
     "compact",
     "cost",
     "find_channels",
+    "find_transformer_units",
     "find_units",
     "make_mask",
     "mask_distance",
@@ -64,6 +69,7 @@ __all__ = [
 ]
 
 _HOMES = (
+    "blocks",
     "channels",
     "compaction",
     "costs",
@@ -75,6 +81,7 @@ _HOMES = (
     "recipes",
     "search",
     "ticket",
+    "transformer_units",
     "truncation",
     "units",
 )

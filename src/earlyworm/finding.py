@@ -10,6 +10,7 @@ from torch import nn
 from earlyworm.channels import find_channels
 from earlyworm.errors import ConfigError
 from earlyworm.inputs import ExampleInputs, unwrap
+from earlyworm.transformer_units import find_transformer_units
 from earlyworm.units import Kind, Units
 
 
@@ -44,7 +45,5 @@ def find_units(
     others = [name for name in names if name != "channels"]
     if not others and channels:
         return channels
-    from earlyworm.transformer_units import find_transformer_units
-
     found = find_transformer_units(model, others)
     return channels.together_with(found) if channels else found

@@ -144,6 +144,6 @@ def _pieces(score: Tensor) -> Iterator[tuple[Any, Any]]:
     on_cpu = score.device.type == "cpu"
     row = math.prod(score.shape[1:])
     rows = max(8, (_PIECE if on_cpu else _PIECE_ELSEWHERE) // max(1, row) // 8 * 8)
-    for part in score.split(rows):
+    for part in torch.split(score, rows):
         piece = part.abs().float().reshape(-1)
         yield (piece.numpy(), np) if on_cpu else (piece, torch)

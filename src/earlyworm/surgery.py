@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, few_examples, probe, unwrap_optimizer
-from earlyworm.units import UnitGroup, gate_masks, named_tensors, tensor_of
+from earlyworm.narrow_attention import keep_heads_
+from earlyworm.units import Slice, UnitGroup, gate_masks, named_tensors, tensor_of
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 _CONVS = (nn.modules.conv._ConvNd,)
@@ -57,19 +60,20 @@ def comparable_copies(example_inputs: ExampleInputs, *models: nn.Module) -> tupl
     """Copies of models in eval mode, and inputs for them, whose outputs differ only where the models do.
 
     In float64 rounding (and TF32 on a GPU) is far below any real difference, and two examples are enough; where the
-    forward of the first model does not allow that, copies and inputs are as given.
+    forward of the first model does not allow that, or returns no numbers then, copies and inputs are as given.
     """
     few = few_examples(example_inputs, 2, torch.float64)
     try:
         copies = tuple(copy_model(model).double().eval() for model in models)
-        probe(copies[0], few)
+        if not any(output.isnan().any() for output in probe(copies[0], few)):  # as where -1e308 is cast to float32
+            return copies, few
     except Exception:  # noqa: BLE001  (foreign code may fix a dtype or the size of a batch; some devices lack float64)
-        return tuple(copy_model(model).eval() for model in models), example_inputs
-    return copies, few
+        pass
+    return tuple(copy_model(model).eval() for model in models), example_inputs
 
 
 @torch.no_grad()
-def mask_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> None:
+def mask_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: Mapping[str, Tensor]) -> None:
     """Zero every gate of the units that are not kept, in place.
 
     Args:
@@ -84,7 +88,7 @@ def mask_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str,
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> None:
+def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: Mapping[str, Tensor]) -> None:
     """Cut the units that are not kept out of every tensor of `model`, in place.
 
     Parameters keep `requires_grad`, dtype, device, memory format, ties and attributes; gradients are dropped.
@@ -102,8 +106,8 @@ def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[st
     for group in groups:
         removed = ~kept[group.name].cpu()
         for piece in group.slices:
-            if piece.role == "width":
-                _narrow_(model, piece.tensor, int(removed[piece.units].sum()))
+            if piece.role in ("width", "argument"):
+                _narrow_(model, piece, removed[piece.units])
                 continue
             tensor = tensor_of(piece, tensors)
             gone[id(tensor)][piece.dim].append(piece.positions[removed[piece.units]])
@@ -141,11 +145,43 @@ def _without(tensor: Tensor, gone: dict[int, list[Tensor]]) -> Tensor:
     return parameter
 
 
-def _narrow_(model: nn.Module, name: str, removed: int) -> None:
-    """Lower the attribute by which a layer without tensors knows how wide it is."""
-    path, _, attribute = name.rpartition(".")
-    module = model.get_submodule(path)
-    setattr(module, attribute, getattr(module, attribute) - removed)
+def _narrow_(model: nn.Module, piece: Slice, removed: Tensor) -> None:
+    """Let a module know that something is removed, of which no tensor of it tells.
+
+    Args:
+        model: The model.
+        piece: A slice of a number, which is lowered, or of an argument, of which the module takes less from now on.
+        removed: bool [positions of the slice].
+    """
+    if not removed.any():
+        return
+    *path, attribute = piece.tensor.split(".")
+    owner: Any = model
+    for name in path:
+        part = getattr(owner, name)
+        if not isinstance(part, (nn.Module, _OwnNumbers)):  # a config, which other layers share
+            part = _OwnNumbers(part)
+            setattr(owner, name, part)
+        owner = part
+    if piece.role == "argument":
+        keep_heads_(owner, ~removed)
+    else:
+        setattr(owner, attribute, getattr(owner, attribute) - int(removed.sum()))
+
+
+class _OwnNumbers:
+    """What a module sees in the place of a config: some numbers of its own, and otherwise the config itself.
+
+    A copy would not follow later changes of the config, such as of the attention's implementation.
+    """
+
+    def __init__(self, shared: object) -> None:
+        self._shared = shared
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_shared" or name.startswith("__"):  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self._shared, name)
 
 
 def _sync_widths(module: nn.Module) -> None:
@@ -163,6 +199,8 @@ def _sync_widths(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NORMS):
         module.num_features = next(t for t in (module.weight, module.running_mean) if t is not None).shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import UnitsError
 
-Role = Literal["scale", "shift", "filter", "bias", "statistic", "input", "width"]
+Role = Literal["scale", "shift", "filter", "bias", "statistic", "input", "width", "argument"]
 Kind = Literal["channels", "heads", "neurons", "weights"]
 
 
@@ -23,13 +23,14 @@ class Slice:
     channel that was flattened), and other positions of the tensor may belong to other groups (a concatenation).
 
     Attributes:
-        tensor: Qualified name of a parameter or buffer; for `width`, of a number.
+        tensor: Qualified name of a parameter or buffer; for `width` of a number, for `argument` of an argument of a
+            module's forward.
         dim: The dimension that is sliced.
         positions: int64 [k], positions along `dim`, ascending.
         units: int64 [k], the unit of each position, in [0, group size).
         role: What the tensor does for the unit: `scale` and `shift` of a normalisation, `filter` and `bias` of the
-            layer that produces it, a running `statistic`, `input` of a layer that reads it, or `width`, the number
-            by which a layer without tensors counts it.
+            layer that produces it, a running `statistic`, `input` of a layer that reads it, `width`, a number that
+            counts it and that no tensor tells, or `argument`, what a module is called with for all units.
         gate: Whether masking the unit zeroes this slice. Zeroing all gates of a unit makes the network compute what
             it would compute without the unit.
     """
@@ -97,7 +98,8 @@ class UnitGroup:
 
     def positions_per_unit(self) -> int:
         """How many channels one unit is made of (more than one in grouped convolutions)."""
-        widths = [len(piece.positions) for piece in self.slices if piece.dim == 0 and piece.role != "input"]
+        reader = ("input", "width", "argument")
+        widths = [len(piece.positions) for piece in self.slices if piece.dim == 0 and piece.role not in reader]
         return max(1, min(widths, default=self.size) // self.size)  # a norm behind a flattened map is wider
 
 
@@ -171,7 +173,7 @@ def tensor_of(piece: Slice, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensor
 
 
-def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: dict[str, Tensor]) -> dict[str, Tensor]:
+def gate_masks(model: nn.Module, groups: tuple[UnitGroup, ...], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Spread a mask over units onto the tensors that gate them.
 
     Args:
