@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import earlyworm.ticket
-from earlyworm.checkpoint import Checkpoints, pack, unpack
+from earlyworm.checkpoint import Checkpoints
 from earlyworm.errors import RunError
-from earlyworm.ticket import TEMPORARY
+from earlyworm.files import TEMPORARY, pack, unpack
 from runs import largest_file
 
 
@@ -145,22 +145,22 @@ def test_a_state_is_not_changed_by_what_happens_later():
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", 1j, {"deep": [torch.nn.Linear(1, 1)]}])
 def test_what_a_checkpoint_cannot_hold(value):
-    with pytest.raises(TypeError, match="a checkpoint cannot hold a "):
+    with pytest.raises(TypeError, match="a saved state cannot hold a "):
         pack(value)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\xff" * 100, pack({"a": torch.ones(9)})[:-1]])
 def test_content_that_is_no_checkpoint(content):
-    with pytest.raises(RunError, match="the checkpoint is damaged"):
+    with pytest.raises(RunError, match="the saved state is damaged"):
         unpack(content)
 
 
 def test_other_safetensors_are_no_checkpoint():
     from safetensors.torch import save
 
-    with pytest.raises(RunError, match="the checkpoint is damaged"):
+    with pytest.raises(RunError, match="the saved state is damaged"):
         unpack(save({"a": torch.ones(2)}))
-    with pytest.raises(RunError, match="the checkpoint is damaged"):
+    with pytest.raises(RunError, match="the saved state is damaged"):
         unpack(save({"a": torch.ones(2)}, {"state": "{"}))
 
 

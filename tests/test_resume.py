@@ -13,8 +13,8 @@ import earlyworm.stages
 import earlyworm.training
 from earlyworm.errors import RunError, TicketError
 from earlyworm.experiment import run
+from earlyworm.files import write_atomically
 from earlyworm.run_directory import RunDirectory
-from earlyworm.ticket import write_atomically
 from runs import (
     Recorder,
     copied,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import zoo
 from earlyworm import Mask, Slice, Ticket, TicketError, TicketSearch, UnitGroup, Units, UnitsError, compact
-from earlyworm.ticket import FORMAT_VERSION, fingerprint, write_atomically
+from earlyworm.files import write_atomically
+from earlyworm.ticket import FORMAT_VERSION, fingerprint
 from earlyworm.units import named_tensors
 
 

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from earlyworm import training
-from earlyworm.checkpoint import pack, unpack
 from earlyworm.config import RunConfig
-from earlyworm.data import ImageData, normalise
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiment import make_accelerator
+from earlyworm.files import pack, unpack
+from earlyworm.image_data import ImageData, epoch_order, normalise
 from earlyworm.run_directory import RunDirectory
 from earlyworm.training import (
     Pace,
     check_batch,
     evaluate,
-    example_images,
     learning_rate,
     make_optimizer,
     stable_seed,
@@ -107,6 +106,27 @@ def content(lesson):
 )  # fmt: skip
 def test_learning_rate(schedule, progress, expected):
     assert learning_rate(RunConfig(schedule=schedule, lr=0.5), progress) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "expected"),
+    [
+        ("linear", 0.0, 0.05), ("linear", 0.1, 0.3), ("linear", 0.19, 0.5), ("linear", 0.2, 0.5), ("linear", 0.6, 0.25),
+        ("linear", 1.0, 0.0), ("linear", 1.1, 0.0), ("constant", 0.1, 0.3), ("constant", 0.2, 0.5),
+        ("cosine", 0.5, 0.25),
+    ],
+)  # fmt: skip
+def test_warm_up(schedule, progress, expected):
+    config = RunConfig(schedule=schedule, lr=0.5, warmup=0.2)
+    assert learning_rate(config, progress, 0.02) == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_rate_is_never_zero_and_warms_up_over_the_whole_horizon():
+    lesson = Lesson(settings(schedule="linear", warmup=0.5))
+    rates = []
+    lesson.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    lesson.train(0, 10, horizon=2.0)  # ten steps in all, half of them warm-up
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02])
 
 
 def test_the_schedule_goes_on_where_the_stage_before_has_ended():
@@ -237,7 +257,7 @@ def test_a_step_is_that_of_a_plain_loop():
     lesson, plain = Lesson(config, model=Net(plain=True)), Net(plain=True)
     lesson.train(0, 5)
     optimizer = make_optimizer(plain, config)
-    order = training.epoch_order(IMAGES, stable_seed(0, "search"), 0)
+    order = epoch_order(IMAGES, stable_seed(0, "search"), 0)
     for batch in order[:40].split(8):
         images = normalise(lesson.data.train_images[batch], lesson.data.mean, lesson.data.std, torch.float32)
         optimizer.zero_grad()
@@ -249,7 +269,7 @@ def test_a_step_is_that_of_a_plain_loop():
 def test_the_loss_is_the_mean_over_the_steps():
     lesson = Lesson(settings(lr=1e-30), model=Net(plain=True))
     reported = lesson.train(0, 5)
-    order = training.epoch_order(IMAGES, stable_seed(0, "search"), 0)[:40]
+    order = epoch_order(IMAGES, stable_seed(0, "search"), 0)[:40]
     images = normalise(lesson.data.train_images[order], lesson.data.mean, lesson.data.std, torch.float32)
     expected = F.cross_entropy(Net(plain=True)(images), lesson.data.train_labels[order])
     assert reported == pytest.approx(expected.item(), rel=1e-5)
@@ -368,6 +388,27 @@ def test_processes_share_every_batch(accumulation):
     assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(part) for part in alone]
 
 
+# Clipping.
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_are_clipped_once_a_step(accumulation):
+    norms = {}
+    for limit in (None, 0.01):
+        lesson = Lesson(settings(max_grad_norm=limit, accumulation=accumulation), model=Net(plain=True))
+        seen = []
+
+        def record(optimizer, *_, seen=seen):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            seen.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+        lesson.optimizer.register_step_pre_hook(record)
+        lesson.train(0, 3)
+        norms[limit] = seen
+    assert min(norms[None]) > 0.02
+    assert norms[0.01] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
 # Small parts.
 
 
@@ -382,10 +423,19 @@ def test_make_optimizer():
     assert not any(p is model.fixed.weight for p in sgd.param_groups[0]["params"])
 
 
+def test_biases_and_norms_do_not_decay_where_text_is_learned():
+    model = Net()
+    adamw = make_optimizer(model, RunConfig.for_text(lr=0.1, weight_decay=0.2))
+    decays = {id(p): group["weight_decay"] for group in adamw.param_groups for p in group["params"]}
+    expected = {"conv.weight": 0.2, "conv.bias": 0, "norm.weight": 0, "norm.bias": 0}
+    expected |= {"classifier.weight": 0.2, "classifier.bias": 0}
+    assert {name: decays[id(p)] for name, p in model.named_parameters() if p.requires_grad} == expected
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_example_images(precision):
     data = make_data(channels=3)
-    images = example_images(data, settings(precision=precision), 2)
+    images = data.example_inputs(2, settings(precision=precision))
     assert torch.equal(images, normalise(data.train_images[:2], data.mean, data.std, torch.float32))
     assert images.is_contiguous(memory_format=torch.channels_last) == (precision == "bf16")
 
@@ -395,7 +445,7 @@ def test_batches_too_small_for_batch_norm():
     with pytest.raises(ConfigError) as caught:
         check_batch(model, torch.zeros(1, 1, 8, 8))
     text = str(caught.value)
-    assert "cannot be trained on 1 images at once" in text
+    assert "cannot be trained on 1 examples at once" in text
     assert "raise batch_size or limit, or lower accumulation" in text
     assert "\n" not in text
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}

@@ -171,7 +171,7 @@ def test_weights_of_chosen_matrices() -> None:
     cnn = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     found = find_transformer_units(cnn, "weights", matrices="*.weight")
     assert found.sizes == {"0.weight": 108, "2.weight": 8}
-    with pytest.raises(UnitsError, match=r"no matrix matches '\*.query.weight': name one of 0.weight, 2.weight"):
+    with pytest.raises(UnitsError, match=r"no matrix matches '\*.query.weight'; there are 0.weight, 2.weight"):
         find_transformer_units(cnn, "weights", matrices=("*.weight", "*.query.weight"))
 
 
@@ -241,6 +241,27 @@ def test_described_blocks(names: Any) -> None:
     remove_units_(small, units.removable, kept)
     assert_close(masked(x), small(x))
     assert small[0].attention.heads == int(kept[units.groups[0].name].sum())
+
+
+def test_tables_may_be_buffers() -> None:
+    model = MyAttention().eval()
+    slopes = model.slopes.detach()
+    del model.slopes
+    model.register_buffer("slopes", slopes)
+    units = find_transformer_units(model, "heads", blocks={"MyAttention": BLOCKS["MyAttention"]})
+    masked, small, x = copy.deepcopy(model), copy.deepcopy(model), torch.randn(2, 5, 16)
+    kept = {"MyAttention": torch.tensor([True, False, False, True])}
+    mask_units_(masked, units.groups, kept)
+    remove_units_(small, units.removable, kept)
+    assert_close(masked(x), small(x))
+    assert torch.equal(small.slopes, slopes[[0, 3]])
+
+
+def test_long_lists_are_cut_short() -> None:
+    with pytest.raises(UnitsError, match=r"2\.attention: MyAttention is not known; 5 more\); describe"):
+        find_transformer_units(nn.Sequential(*(MyBlock() for _ in range(8))))
+    with pytest.raises(UnitsError, match=r"word_embeddings\.weight.*, \d+ more$"):
+        find_transformer_units(build("minilm"), "weights", matrices="none")
 
 
 def test_the_model_itself_may_be_a_block() -> None:

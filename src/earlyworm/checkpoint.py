@@ -1,21 +1,15 @@
-"""Checkpoints: nested state in one safetensors file, written atomically, named after its own digest."""
+"""The checkpoints of a run: nested state in files that are named after their own digest."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
-
 from earlyworm.errors import RunError
-from earlyworm.ticket import write_atomically
+from earlyworm.files import pack, unpack, write_atomically
 
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.safetensors")
 _KEPT = 2  # the newest, and one to fall back on
@@ -76,61 +70,6 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
-
-
-def pack(state: Any) -> bytes:
-    """Nested dictionaries, lists, tuples, numbers, strings, None and tensors as one safetensors file.
-
-    Raises:
-        TypeError: If there is anything else in it.
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def encode(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors[f"{len(tensors):06d}"] = value.detach().cpu().contiguous().clone()
-            # How tensors are laid out decides how fast, and in which order, numbers are taken from them.
-            return {"tensor": f"{len(tensors) - 1:06d}", "stride": torch.empty_like(value, device="meta").stride()}
-        if isinstance(value, dict):
-            return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-        if isinstance(value, tuple):
-            return {"tuple": [encode(item) for item in value]}
-        if isinstance(value, list):
-            return [encode(item) for item in value]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
-
-    encoded = json.dumps(encode(state))
-    return save(tensors or {"empty": torch.zeros(0)}, {"state": encoded})
-
-
-def unpack(content: bytes) -> Any:
-    """Inverse of `pack`.
-
-    Raises:
-        RunError: If the content is damaged.
-    """
-    try:
-        tensors = load(content)
-        size = int.from_bytes(content[:8], "little")
-        encoded = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise RunError(f"the checkpoint is damaged ({error}): start afresh with --overwrite") from error
-
-    def decode(value: Any) -> Any:
-        if isinstance(value, list):
-            return [decode(item) for item in value]
-        if not isinstance(value, dict):
-            return value
-        if "tensor" in value:
-            tensor = tensors[value["tensor"]]
-            return torch.empty_strided(tensor.shape, value["stride"], dtype=tensor.dtype).copy_(tensor)
-        if "tuple" in value:
-            return tuple(decode(item) for item in value["tuple"])
-        return {decode(key): decode(item) for key, item in value["dict"]}
-
-    return decode(encoded)
 
 
 def _digest(content: bytes) -> str:

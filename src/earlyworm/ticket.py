@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from earlyworm.errors import TicketError
+from earlyworm.files import write_atomically
 from earlyworm.inputs import unwrap
 from earlyworm.masks import Mask, Ratio
 from earlyworm.surgery import AppliedTicket, mask_units_
@@ -215,27 +216,6 @@ class Ticket:
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-
-
-TEMPORARY = ".*.tmp"  # pattern of the files that a process leaves behind if it is killed within `write_atomically`
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment it is either the old one or the new one, whole.
-
-    Raises:
-        OSError: If it cannot be written; what was there before stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _digest(described: str, tensors: dict[str, Tensor]) -> str:

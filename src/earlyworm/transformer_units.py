@@ -130,7 +130,7 @@ class _Finder:
             else:
                 found.append(group)
         if not found:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            reasons = _some([f"{name}: {reason}" for name, reason in left_out.items()], "; ")
             raise UnitsError(
                 f"no {kind} found in {type(self._model).__name__} ({reasons or 'it has no block that is known'}); "
                 f"describe its blocks, as in blocks={_EXAMPLES[wanted]}"
@@ -147,7 +147,7 @@ class _Finder:
         matrices = {name: tensor for name, tensor in self._model.named_parameters() if tensor.dim() > 1}
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in matrices):
-                raise UnitsError(f"no matrix matches {pattern!r}: name one of {', '.join(matrices) or 'none'}")
+                raise UnitsError(f"no matrix matches {pattern!r}; there are {_some([*matrices], ', ') or 'none'}")
         return [
             UnitGroup(name, tensor.numel(), (), "weights", Entries(name, 0, 0, tensor.shape[0]))
             for name, tensor in matrices.items()
@@ -171,7 +171,7 @@ class _Finder:
             if piece.tensor not in self._tensors:
                 continue
             own = self._model.get_submodule(piece.tensor.rpartition(".")[0])
-            for module, name in self._homes[id(self._tensors[piece.tensor])].items():
+            for module, name in self._homes.get(id(self._tensors[piece.tensor]), {}).items():
                 if module is not own:
                     return f"{piece.tensor} is tied to a weight of {name}"
             if (owner := self._claim(group, piece.tensor, "along", piece.dim)) != group.name:
@@ -197,6 +197,12 @@ class _Finder:
                 reason = "differs from the class that is known" if derived else "is not known"
                 unknown[name or cls] = f"{cls} {reason}"
         return unknown
+
+
+def _some(texts: list[str], separator: str) -> str:
+    """The first few texts, and how many more there are."""
+    more = [f"{len(texts) - 3} more"] if len(texts) > 3 else []
+    return separator.join(texts[:3] + more)
 
 
 def _inside(name: str, other: str) -> bool:
