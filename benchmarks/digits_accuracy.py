@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from earlyworm.config import RunConfig
-from earlyworm.data import load_images
+from earlyworm.data import load_data
 from earlyworm.experiment import make_accelerator, run
 from earlyworm.run_directory import RunDirectory, build_network
 from earlyworm.training import Pace, evaluate, make_optimizer, train_steps
@@ -23,9 +23,9 @@ from earlyworm.training import Pace, evaluate, make_optimizer, train_steps
 def train_dense(config: RunConfig) -> float:
     """Train the dense network for all epochs; its held-out accuracy."""
     accelerator = make_accelerator(config, RunDirectory.of(config))
-    data = load_images(config.data, limit=config.limit).to(accelerator.device)
+    data = load_data(config).to(accelerator.device)
     pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
-    dense, _ = build_network(config, classes=data.classes, channels=data.train_images.shape[1])
+    dense, _ = build_network(config, classes=data.classes, shape=data.shape)
     model, optimizer = accelerator.prepare(dense, make_optimizer(dense, config))
     for epoch in range(config.epochs):
         train_steps(

@@ -8,23 +8,14 @@ Hugging Face Hub), keeps every run in its own directory under runs/, and stores 
 benchmarks/results/. The images that the accuracies are measured on are never trained on.
 """
 
-import argparse
-import shlex
-import shutil
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from earlyworm.config import RunConfig
 from earlyworm.results import RunResult
-from earlyworm.run_directory import RunDirectory
+from stored import HERE, emergence, load, markdown, parser, spread, train, write_between
 
-HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "real_data"
-DOCUMENT = HERE.parent / "docs" / "results.md"
-START, END = "<!-- real_data: start -->", "<!-- real_data: end -->"
 
 MODELS = ("vgg11_bn", "resnet18")
 DATA = ("fashion_mnist", "cifar10")
@@ -52,14 +43,9 @@ def cells(seeds: Iterable[int]) -> Iterable[RunConfig]:
                     )
 
 
-def train(seeds: list[int]) -> None:
-    """Do every run that is not there yet, and store its result."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for config in cells(seeds):
-        stored = RESULTS / f"{config.model}-{Path(config.data).name}-{config.method}-s{config.seed}.json"
-        if not stored.exists():
-            subprocess.run([sys.executable, "-m", "earlyworm.cli", *shlex.split(config.command())[1:]], check=True)
-            shutil.copy(RunDirectory(Path(config.output) / config.directory_name()).result, stored)
+def stored_at(config: RunConfig) -> Path:
+    """Where the result of a run is stored."""
+    return RESULTS / f"{config.model}-{Path(config.data).name}-{config.method}-s{config.seed}.json"
 
 
 def table() -> str:
@@ -68,8 +54,7 @@ def table() -> str:
         "network", "data", "method", "seeds", "emerged at epoch", "search FLOPs", "accuracy before", "pruned",
         "1 epoch later", "final", "parameters", "MACs", "latency", "all training FLOPs",
     ]  # fmt: skip
-    rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    results = [RunResult.from_json(path.read_text(), str(path)) for path in sorted(RESULTS.glob("*.json"))]
+    rows, results = [], load(RESULTS)
     for model in MODELS:
         for data in DATA:
             for method in METHODS:
@@ -79,53 +64,32 @@ def table() -> str:
                 ]  # fmt: skip
                 if found:
                     rows.append(row(model, data, method, found))
-    return "\n".join(rows)
+    return markdown(columns, rows)
 
 
-def row(model: str, data: str, method: str, results: list[RunResult]) -> str:
+def row(model: str, data: str, method: str, results: list[RunResult]) -> list[str]:
     """One row of the table."""
-    drawn = [r for r in results if r.ticket is not None]
-    epochs = [f"{r.search.epoch:g}" if r.search.emerged else f"not in {r.config.search_epochs}" for r in results]
-
-    def spread(read: Callable[[RunResult], float | None], scale: float = 1.0, digits: int = 3) -> str:
-        values = [value * scale for r in drawn if (value := read(r)) is not None]
-        if not values:
-            return "-"
-        mean = f"{statistics.mean(values):.{digits}f}"
-        return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-    columns = [
-        model, data, f"`{method}`", ", ".join(str(r.seed) for r in results), ", ".join(epochs),
-        spread(lambda r: r.search.train_flops, 1e-12, 2) + " T",
-        spread(lambda r: r.accuracy.before), spread(lambda r: r.accuracy.pruned),
-        spread(lambda r: next(iter(r.accuracy.recovery), None)), spread(lambda r: r.accuracy.final),
-        spread(lambda r: r.ticket and r.ticket.parameters / r.dense.parameters, 100, 0) + " %",
-        spread(lambda r: r.ticket and r.ticket.macs / r.dense.macs, 100, 0) + " %",
-        spread(lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds, 100, 0) + " %",
-        spread(lambda r: r.total.train_flops / r.total.dense_train_flops, 100, 0) + " %",
+    return [
+        model, data, f"`{method}`", ", ".join(str(r.seed) for r in results), emergence(results),
+        spread(results, lambda r: r.search.train_flops, 1e-12, 2) + " T",
+        spread(results, lambda r: r.accuracy.before), spread(results, lambda r: r.accuracy.pruned),
+        spread(results, lambda r: next(iter(r.accuracy.recovery), None)), spread(results, lambda r: r.accuracy.final),
+        spread(results, lambda r: r.ticket and r.ticket.parameters / r.dense.parameters, 100, 0) + " %",
+        spread(results, lambda r: r.ticket and r.ticket.macs / r.dense.macs, 100, 0) + " %",
+        spread(results, lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds, 100, 0) + " %",
+        spread(results, lambda r: r.total.train_flops / r.total.dense_train_flops, 100, 0) + " %",
     ]  # fmt: skip
-    return f"| {' | '.join(columns)} |"
-
-
-def write_table() -> None:
-    """Put the table and the commands into the document, between its two marks."""
-    before, _, rest = DOCUMENT.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    example = next(iter(cells([0]))).command()
-    text = f"{table()}\n\nEvery row is `{example}` with another network, data, method and seed."
-    DOCUMENT.write_text(f"{before}{START}\n{text}\n{END}{after}")
 
 
 def main() -> None:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     if options.what == "train":
-        train(options.seeds)
+        train((config, stored_at(config)) for config in cells(options.seeds))
     else:
-        write_table()
+        example = next(iter(cells([0]))).command()
+        note = f"Every row is `{example}` with another network, data, method and seed."
+        write_between("real_data", f"{table()}\n\n{note}")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from earlyworm.config import RunConfig
-from earlyworm.data import ImageData
 from earlyworm.experiment import make_accelerator
+from earlyworm.image_data import ImageData
 from earlyworm.models import build_model
 from earlyworm.run_directory import RunDirectory
 from earlyworm.training import Pace, make_optimizer, train_steps

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from earlyworm.config import RunConfig
-from earlyworm.data import load_images
+from earlyworm.data import load_data
 from earlyworm.experiment import make_accelerator, run
 from earlyworm.run_directory import RunDirectory, load_network
 from earlyworm.training import evaluate
@@ -135,7 +135,7 @@ def same_tensors(first, second):
 
 def held_out_accuracy(config):
     """What the saved network of a run gets right, loaded anew."""
-    network, data = load_network(RunDirectory.of(config).path), load_images(config.data, limit=config.limit)
+    network, data = load_network(RunDirectory.of(config).path), load_data(config)
     accelerator = make_accelerator(config, RunDirectory.of(config))
     return evaluate(accelerator.prepare_model(network, evaluation_mode=True), data, config, accelerator)
 

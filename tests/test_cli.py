@@ -190,7 +190,7 @@ def test_inspect_a_ticket(command, copied):
     status, output, errors = command("inspect", str(copied.ticket))
     assert (status, errors) == (0, "")
     assert "A ticket that emerged after 18 optimizer steps" in output
-    assert "172 of 344 units" in output
+    assert "172 of 344 channels (pruning ratio 0.5)" in output
     assert all(f"{kept} of {units}" in output for kept, units in copied.read_result().layers.values())
 
 
@@ -297,7 +297,7 @@ def test_wrong_options_in_a_terminal(fresh_python):
         (["--epsilon", "-1"], ["epsilon is -1.0", "in [0, 1]"]),
         (["--chi", "2"], ["chi is 2.0", "in [0, 1]"]),
         (["--epochs", "3", "--search-epochs", "3"], ["search_epochs is 3", "below epochs (3)"]),
-        (["--batch-size", "1"], ["cannot be trained on 1 images at once", "raise batch_size"]),
+        (["--batch-size", "1"], ["cannot be trained on 1 examples at once", "raise batch_size"]),
         (["--accumulation", "5"], ["accumulation is 5", "a divisor of batch_size (16)"]),
         (["--track", "tensorbord"], ["no tracker 'tensorbord'", "did you mean 'tensorboard'?"]),
         (["--weights", "nowhere.safetensors"], ["nowhere.safetensors", "give a safetensors file"]),

@@ -6,20 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from earlyworm.config import MODELS, RunConfig, suggest
+from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError
+from earlyworm.names import MODELS, suggest, task_by_name
 
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 
-# One value of every field that differs from the default; all of them together are possible too.
+# One value of every field that differs from the defaults; all of them together are possible too, for images or text.
 OTHER = {
     "method": "constant", "model": "vgg11_bn", "width": 0.5, "data": "imagefolder:pictures of cats", "limit": 100,
+    "label_column": "stars", "max_length": 64, "max_grad_norm": 2.0, "warmup": 0.2, "units": ("neurons", "heads"),
+    "head_ratio": 0.25,
     "weights": "w.safetensors", "seed": 3, "epochs": 40, "search_epochs": 10, "retrain_epochs": 0,
     "retrain_from": "rewind", "optimizer": "adamw", "lr": 0.02, "momentum": 0.0, "weight_decay": 1e-4,
     "schedule": "cosine", "batch_size": 64, "accumulation": 2, "precision": "bf16", "augment": "crop-flip",
     "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
+    "greedy_first": True,
+}  # fmt: skip
+TEXT = {
+    **OTHER, "task": "text", "model": "owner/encoder", "data": "csv:reviews of films.csv", "optimizer": "sgd",
+    "schedule": "step", "augment": "none", "greedy_first": False, "text_columns": ("title", "review"),
+    "window": 4, "check_every": 0.5,
+}  # fmt: skip
+# What a field needs beside it to be possible.
+WITH = {
+    "task": {"model": "owner/network", "data": "owner/data"}, "head_ratio": {"units": ("heads", "neurons")},
+    "text_columns": {"task": "text", "model": "owner/network", "data": "csv:f"},
 }  # fmt: skip
 PRESENTATION = {"output", "overwrite", "track", "force_draw"}
 
@@ -34,8 +48,10 @@ def refused(**values):
 
 
 def test_every_field_is_tried():
-    assert set(OTHER) == set(FIELDS)
+    assert set(OTHER) == set(FIELDS) - {"task", "text_columns"}
+    assert set(TEXT) == set(FIELDS)
     assert all(value != getattr(RunConfig(), name) for name, value in OTHER.items())
+    assert {name for name, value in TEXT.items() if value == getattr(RunConfig.for_text(), name)} == {"task", "augment"}
 
 
 # What is impossible, and what the message has to say besides name and value.
@@ -44,7 +60,9 @@ IMPOSSIBLE = [
     *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),
     *(("momentum", value, "in [0, 1)") for value in (-0.1, 1.0)),
     *(("width", value, "in (0, 4]") for value in (0.0, -1.0, 4.001)),
-    *(("lr", value, "above 0") for value in (0.0, -0.1)),
+    *((name, value, "above 0") for name in ("lr", "max_grad_norm") for value in (0.0, -0.1)),
+    *(("warmup", value, "in [0, 1)") for value in (-0.1, 1.0)),
+    *(("max_length", value, "at least 1") for value in (0, -1)),
     *((name, -1e-9, "0 or more") for name in ("weight_decay", "sparsity_penalty")),
     *(("check_every", value, "above 0") for value in (0.0, -1.0)),
     *(("limit", value, "above 0") for value in (0, -5)),
@@ -97,7 +115,8 @@ def test_retraining_epochs_free_the_search_of_the_budget():
     [
         ("method", "wrom", "worm"), ("method", "earlybird", "early-bird"), ("model", "resnet-18", "resnet18"),
         ("model", "vgg11", "vgg11_bn"), ("data", "digit", "digits"), ("data", "cifar-10", "cifar10"),
-        ("data", "parket:x", "parquet:DIR"), ("data", "parquet:", "parquet:DIR"), ("optimizer", "adam", "adamw"),
+        ("data", "parket:x", "parquet:DIR"), ("data", "parquet:", "parquet:DIR"), ("data", "csv:", "csv:FILE"),
+        ("optimizer", "adam", "adamw"),
         ("schedule", "cosin", "cosine"), ("precision", "bf-16", "bf16"), ("augment", "crop_flip", "crop-flip"),
         ("retrain_from", "reinitialize", "reinitialise"), ("static", "windows", "window"),
         ("coupling", "couple", "coupled"), ("score", "filterl1", "filter-l1"), ("device", "cp", "cpu"),
@@ -152,12 +171,12 @@ def test_suggest_names_the_nearest_and_all():
     assert suggest("resnet19", MODELS) == "did you mean 'resnet18'? choose from vgg11_bn, vgg16_bn, resnet18, resnet20"
 
 
-@pytest.mark.parametrize("config", [RunConfig(), RunConfig(**OTHER)])
+@pytest.mark.parametrize("config", [RunConfig(), RunConfig(**OTHER), RunConfig.for_text(), RunConfig(**TEXT)])
 def test_round_trip_through_json(config):
     again = RunConfig.from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
     assert again == config
     assert again.directory_name() == config.directory_name()
-    assert type(again.track) is tuple
+    assert {type(value) for value in (again.track, again.units, again.text_columns)} == {tuple}
 
 
 def test_a_missing_field_has_its_default():
@@ -179,8 +198,9 @@ def test_json_that_is_no_object(values):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_directory_depends_on_every_setting_and_on_nothing_else(name):
-    name_of = RunConfig().directory_name()
-    other = RunConfig(**{name: OTHER[name]}).directory_name()
+    given = WITH.get(name, {})
+    name_of = RunConfig(**given).directory_name()
+    other = RunConfig(**{**given, name: {**TEXT, **OTHER}[name]}).directory_name()
     assert (other == name_of) == (name in PRESENTATION)
     assert (name in RunConfig().settings()) == (name not in PRESENTATION)
 
@@ -225,13 +245,74 @@ def test_effective_chi(method, chi, effective):
     assert RunConfig(method=method, chi=chi).effective_chi == effective
 
 
+def test_effective_chi_for_text():
+    assert RunConfig.for_text().effective_chi == 0.01
+    assert RunConfig.for_text(method="constant").effective_chi == 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "ratio"),
+    [
+        ({}, 0.5),
+        ({"units": ("heads", "neurons"), "ratio": 0.25}, 0.25),
+        ({"units": ("heads", "neurons"), "head_ratio": 0.0}, {"heads": 0.0, "neurons": 0.5}),
+        ({"units": ("heads",), "head_ratio": 0.75}, {"heads": 0.75}),
+    ],
+)
+def test_pruning_ratio(values, ratio):
+    assert RunConfig(**values).pruning_ratio == ratio
+
+
+# What the data are.
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "task"),
+    [
+        (None, "digits", "images"), (None, "cifar10", "images"), (None, "imagefolder:x", "images"),
+        ("resnet18", "parquet:x", "images"), ("resnet18", "csv:x", "images"), (None, "csv:x", "text"),
+        ("owner/network", "csv:x", "text"), (None, "glue/sst2", "text"), (None, "parquet:x", None),
+        ("owner/network", "parquet:x", None), (None, "owner/data", None),
+    ],
+)  # fmt: skip
+def test_what_names_tell_of_the_data(model, data, task):
+    assert task_by_name(model, data) == task
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"data": "csv:x"}, ["data is csv:x", "images for resnet18", "for_text"]),
+        ({"data": "glue/qnli", "model": "owner/network"}, ["data is glue/qnli", "images"]),
+        ({"task": "text"}, ["data is digits", "text, such as csv:FILE"]),
+        ({"task": "text", "data": "csv:x"}, ["model is resnet18", "a text model"]),
+        ({"text_columns": ("text",)}, ["text_columns is text", "empty for images"]),
+        ({**TEXT, "augment": "flip"}, ["augment is flip", "none for text"]),
+        ({**TEXT, "text_columns": ("a", "b", "c")}, ["text_columns is a b c", "one column, or two"]),
+        ({"units": ("head",)}, ["unknown units 'head'", "did you mean 'heads'?"]),
+        ({"units": ()}, ["units is empty", "one or more of channels"]),
+        ({"units": ("heads", "heads")}, ["units is heads heads", "each once"]),
+        ({"head_ratio": 0.5}, ["head_ratio is 0.5", "None where heads are not among the units"]),
+        ({"head_ratio": 1.0, "units": ("heads",)}, ["head_ratio is 1.0", "in [0, 1)"]),
+    ],
+)
+def test_settings_that_contradict_each_other(values, parts):
+    text = refused(**values)
+    assert all(part in text for part in parts), text
+
+
 def test_the_command_of_the_defaults():
     assert RunConfig().command() == "earlyworm run"
+    assert RunConfig.for_text().command() == "earlyworm run --data glue/sst2"  # or it would be images
+    assert RunConfig.for_text(units=("weights",)).command() == "earlyworm run --data glue/sst2 --units weights"
+    assert RunConfig.for_text(lr=1.0).defaults() == RunConfig.for_text()
 
 
 def test_the_command_names_what_differs():
     words = shlex.split(RunConfig(**OTHER).command())
     assert words[:2] == ["earlyworm", "run"]
-    assert {word for word in words if word.startswith("--")} == {f"--{name.replace('_', '-')}" for name in FIELDS}
+    assert {word for word in words if word.startswith("--")} == {f"--{name.replace('_', '-')}" for name in OTHER}
     assert words[words.index("--track") + 1 :][:2] == ["tensorboard", "wandb"]
     assert words[words.index("--data") + 1] == "imagefolder:pictures of cats"
+    words = shlex.split(RunConfig(**TEXT).command())
+    assert words[words.index("--text-columns") + 1 :][:2] == ["title", "review"]

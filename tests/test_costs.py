@@ -33,6 +33,16 @@ def test_by_hand() -> None:
     assert measured.latency_seconds > 0
 
 
+def test_attention_on_a_cpu() -> None:
+    """Queries times keys, and weights times values, of 2 texts with 5 tokens, 3 heads of width 4."""
+    layer = nn.TransformerEncoderLayer(12, 3, 8, batch_first=True)
+    forward, step = count_flops(layer, torch.randn(2, 5, 12))
+    products, attention = 5 * (4 * 12 * 12 + 2 * 12 * 8), 2 * 5 * 5 * 12
+    assert forward == 2 * 2 * (products + attention)
+    # Backward, attention computes its weights again, and four products more; the inputs need no gradient.
+    assert step == forward + 2 * 2 * (2 * products - 5 * 3 * 12 * 12 + 5 * attention // 2)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_per_example(batch: int) -> None:
     assert cost(tiny(), zoo.images(batch=batch), repeats=1).macs == CONV1 + CONV2 + FC

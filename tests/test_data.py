@@ -13,9 +13,10 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from earlyworm.config import DATA_NAMES
-from earlyworm.data import FIXED_SEED, HUB_NAMES, augment, epoch_order, load_images, normalise
 from earlyworm.errors import DataError
+from earlyworm.image_data import augment, epoch_order, load_images, normalise
+from earlyworm.names import DATA_NAMES
+from earlyworm.sources import FIXED_SEED, HUB_NAMES
 
 REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

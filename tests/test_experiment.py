@@ -15,7 +15,7 @@ import earlyworm.run_directory
 import earlyworm.stages
 import earlyworm.training
 from earlyworm import compact
-from earlyworm.data import load_images
+from earlyworm.data import load_data
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiment import run
 from earlyworm.results import RunResult
@@ -116,7 +116,7 @@ def test_the_saved_network_has_the_recorded_accuracy_in_a_fresh_process(whole, f
     path = RunDirectory.of(config).path
     found = fresh_python(f"""
         import torch
-        from earlyworm.data import load_images, normalise
+        from earlyworm.image_data import load_images, normalise
         from earlyworm.run_directory import load_network
         model, data = load_network({str(path)!r}).eval(), load_images("digits", limit=200)
         with torch.inference_mode():
@@ -141,7 +141,7 @@ def test_the_saved_network_is_in_train_mode_and_random_if_asked(whole):
 
 def test_the_global_generator_of_random_numbers_is_left_alone(whole, tmp_path):
     state = torch.random.get_rng_state()
-    build_network(whole, classes=10, channels=1)
+    build_network(whole, classes=10, shape=(1, 8, 8))
     load_network(RunDirectory.of(whole).path)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -181,13 +181,13 @@ def test_another_seed_is_another_run(whole, tmp_path):
 
 
 def test_held_out_images_are_never_trained_on(whole, tmp_path, monkeypatch):
-    def poisoned(name, *, limit):
-        data = load_images(name, limit=limit)
+    def poisoned(config):
+        data = load_data(config)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(256, data.test_images.shape, generator=generator, dtype=torch.uint8)
         return dataclasses.replace(data, test_images=images, test_labels=9 - data.test_labels)
 
-    monkeypatch.setattr(earlyworm.experiment, "load_images", poisoned)
+    monkeypatch.setattr(earlyworm.experiment, "load_data", poisoned)
     config = elsewhere(whole, tmp_path)
     result = run(config)
     assert result.accuracy.final != RunDirectory.of(whole).read_result().accuracy.final
@@ -216,7 +216,7 @@ def test_what_retraining_starts_from(retrain_from, whole, tmp_path, first_weight
     monkeypatch.setattr(earlyworm.experiment, "search_ticket", recorded)
     result = run(config)
     ticket = Ticket.load(RunDirectory.of(config).ticket)
-    initial, _ = build_network(config, classes=10, channels=1)
+    initial, _ = build_network(config, classes=10, shape=(1, 8, 8))
     cut = {"emergence": compact(searched["dense"], ticket), "rewind": compact(initial, ticket)}
     for name, network in cut.items():
         assert same_tensors(first_weights[0], network.state_dict()) == (name == retrain_from)
@@ -412,9 +412,9 @@ def test_a_chi_of_one_is_early_bird(tmp_path):
     ("changes", "parts"),
     [
         ({"ratio": 0.99}, ("0.99 removes", "at least 1 of each")),
-        ({"batch_size": 1}, ("cannot be trained on 1 images at once", "raise batch_size")),
-        ({"limit": 1}, ("cannot be trained on 1 images at once", "limit")),
-        ({"limit": 9, "batch_size": 16, "accumulation": 2}, ("a batch of 9 images", "multiple of 2")),
+        ({"batch_size": 1}, ("cannot be trained on 1 examples at once", "raise batch_size")),
+        ({"limit": 1}, ("cannot be trained on 1 examples at once", "limit")),
+        ({"limit": 9, "batch_size": 16, "accumulation": 2}, ("a batch of 9 examples", "multiple of 2")),
         ({"track": ("tensorbored",)}, ("no tracker 'tensorbored' is installed", "did you mean 'tensorboard'")),
         ({"track": ("wandb",)}, ("no tracker 'wandb' is installed", "tensorboard")),
     ],
@@ -432,7 +432,7 @@ def test_a_finished_run_is_not_overwritten_by_an_impossible_one(whole, tmp_path,
     def fail(*_, **__):
         raise DataError("gone")
 
-    monkeypatch.setattr(earlyworm.experiment, "load_images", fail)
+    monkeypatch.setattr(earlyworm.experiment, "load_data", fail)
     refused(dataclasses.replace(config, overwrite=True), DataError, "gone")
     assert tree(tmp_path) == before
 

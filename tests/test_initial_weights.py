@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from earlyworm import compact
-from earlyworm.data import load_images
 from earlyworm.errors import DataError, RunError
 from earlyworm.experiment import run
+from earlyworm.image_data import load_images
 from earlyworm.run_directory import RunDirectory, build_network, load_network
 from earlyworm.ticket import Ticket
 from runs import (
@@ -27,7 +27,7 @@ from runs import (
 
 
 def test_weights_from_a_file(whole, tmp_path):
-    network, _ = build_network(whole, classes=10, channels=1, seed=77)
+    network, _ = build_network(whole, classes=10, shape=(1, 8, 8), seed=77)
     tensors = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     save_file(tensors, tmp_path / "same.safetensors")
     save_file(
@@ -35,7 +35,7 @@ def test_weights_from_a_file(whole, tmp_path):
         tmp_path / "three.safetensors",
     )
     same, notes = build_network(
-        elsewhere(whole, tmp_path, weights=str(tmp_path / "same.safetensors")), classes=10, channels=1
+        elsewhere(whole, tmp_path, weights=str(tmp_path / "same.safetensors")), classes=10, shape=(1, 8, 8)
     )
     assert notes == []
     assert same_tensors(same.state_dict(), tensors)
@@ -70,7 +70,7 @@ def test_weights_that_cannot_be_used(case, whole, tmp_path, untrained):
     if case == "text":
         path.write_text("text")
     elif case == "other width":
-        network, _ = build_network(small(tmp_path, width=0.25), classes=10, channels=1)
+        network, _ = build_network(small(tmp_path, width=0.25), classes=10, shape=(1, 8, 8))
         save_file(dict(network.state_dict()), path)
     elif case in ("not a run", "unfinished"):
         path.mkdir()
@@ -84,7 +84,7 @@ def test_weights_that_cannot_be_used(case, whole, tmp_path, untrained):
 def test_weights_of_another_run(whole, tmp_path):
     earlier = RunDirectory.of(whole).path
     config = small(tmp_path, weights=str(earlier), ratio=0.25)
-    network, notes = build_network(config, classes=10, channels=1)
+    network, notes = build_network(config, classes=10, shape=(1, 8, 8))
     assert notes == []
     assert same_tensors(network.state_dict(), load_network(earlier).state_dict())
     result = run(config)
@@ -117,12 +117,12 @@ def test_weights_of_another_run_for_other_classes(whole, tmp_path, two_classes, 
     networks = []
     for _ in range(2):
         torch.rand(3)  # whatever happened before
-        network, notes = build_network(config, classes=2, channels=1)
+        network, notes = build_network(config, classes=2, shape=(1, 8, 8))
         networks.append(network.state_dict())
         assert notes == ["classifier classifier: 10 classes before, 2 here: starts anew"]
     assert same_tensors(*networks)
     assert not same_tensors(
-        networks[0], build_network(dataclasses.replace(config, seed=1), classes=2, channels=1)[0].state_dict()
+        networks[0], build_network(dataclasses.replace(config, seed=1), classes=2, shape=(1, 8, 8))[0].state_dict()
     )
     result = run(config)
     assert result.notes == ("classifier classifier: 10 classes before, 2 here: starts anew",)
@@ -155,7 +155,7 @@ def test_pretrained_weights_are_where_training_starts_and_where_it_is_rewound_to
     pretrained = load_file(tmp_path / "tiny" / "model.safetensors")
     for number, retrain_from in enumerate(("rewind", "reinitialise")):
         config = small(tmp_path, model=model, epsilon=0.3, retrain_epochs=1, retrain_from=retrain_from)
-        initial, _ = build_network(config, classes=10, channels=1)
+        initial, _ = build_network(config, classes=10, shape=(1, 8, 8))
         assert same_tensors(dict(sorted(initial.state_dict().items())), dict(sorted(pretrained.items())))
         run(config)
         cut = compact(initial, Ticket.load(RunDirectory.of(config).ticket)).state_dict()

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import BertConfig, ResNetConfig, ResNetForImageClassification, ResNetModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from earlyworm.config import MODELS
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.models import REFERENCE, build_model, load_weights, logits, replace_classifier, scaled
+from earlyworm.names import MODELS
 
 
 def tiny_config(**changes):

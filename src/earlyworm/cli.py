@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import io
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 from earlyworm.config import RunConfig
 from earlyworm.errors import EarlywormError
+from earlyworm.names import task_by_name
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
@@ -80,7 +82,7 @@ def parse(arguments: list[str]) -> RunConfig | Report | Inspect:
     positional = tyro.conf.Positional
     subcommand = tyro.conf.subcommand
     commands: Any = (
-        Annotated[RunConfig, subcommand("run", prefix_name=False)]
+        Annotated[RunConfig, subcommand("run", default=_defaults(arguments), prefix_name=False)]
         | Annotated[positional[Report], subcommand("report", prefix_name=False)]
         | Annotated[positional[Inspect], subcommand("inspect", prefix_name=False)]
     )
@@ -95,6 +97,30 @@ def parse(arguments: list[str]) -> RunConfig | Report | Inspect:
         if leaving.code:
             print(f"earlyworm: {_one_line(shown.getvalue())}", file=sys.stderr)
         raise
+
+
+def _defaults(arguments: list[str]) -> RunConfig:
+    """The defaults of `run`: those for text where the data that are named are text."""
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for option in ("--task", "--model", "--data"):
+        named.add_argument(option)
+    named.add_argument("--units", nargs="*", default=[])
+    try:
+        found, _ = named.parse_known_args(arguments)
+    except argparse.ArgumentError:
+        return RunConfig()  # an option lacks its value, which is told with all that is wrong
+    task = found.task
+    if task is None and found.data is not None and arguments[0] == "run":
+        task = task_by_name(found.model, found.data)
+        if task is None:
+            RunConfig(data=found.data)  # a name that cannot be is an error before anything heavy is imported
+            _silence()
+            from earlyworm.data import task_of
+
+            task = task_of(found.model, found.data)
+    if task != "text":
+        return RunConfig()
+    return RunConfig.for_text(units=("weights",)) if "weights" in found.units else RunConfig.for_text()
 
 
 def _one_line(shown: str) -> str:
@@ -113,9 +139,7 @@ def _one_line(shown: str) -> str:
 
 def _run(config: RunConfig) -> None:
     """`earlyworm run`."""
-    for library in ("HUB", "DATASETS"):  # read when they are imported: their bars would run into the display
-        os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
-
+    _silence()
     from earlyworm.display import Display
     from earlyworm.experiment import run
     from earlyworm.report import result_table, summary, write_report
@@ -130,6 +154,12 @@ def _run(config: RunConfig) -> None:
     _print(result_table(result))
     _print(summary(result))
     _print(f"report: {directory.report}")
+
+
+def _silence() -> None:
+    """No progress bars of other libraries, which would run into the display; read when they are imported."""
+    for library in ("HUB", "DATASETS"):
+        os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
 
 
 def _report(path: Path) -> None:

@@ -6,36 +6,38 @@ Nothing heavy is imported here, so that the command can answer a wrong option at
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
-import os
-import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError
+from earlyworm.names import MODELS, Task, check_data_name, check_model_name, suggest, task_by_name
 
-MODELS = ("vgg11_bn", "vgg16_bn", "resnet18", "resnet20")
-DATA_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "mnist")
-DATA_FORMATS = ("parquet", "imagefolder")
-DEFAULT_CHI = {"constant": 0.1, "worm": 0.003}
+DEFAULT_CHI = {
+    "images": {"constant": 0.1, "worm": 0.003},
+    "text": {"constant": 0.1, "worm": 0.01},
+}
+
+UnitKind = Literal["channels", "heads", "neurons", "weights"]
+
+# A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
+# tell nothing; how much the loss depends on them does.
+TEXT_DEFAULTS: dict[str, Any] = {
+    "task": "text", "model": "google-bert/bert-base-uncased", "data": "glue/sst2", "epochs": 4, "search_epochs": 3,
+    "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "warmup": 0.1, "max_grad_norm": 1.0,
+    "units": ("heads", "neurons"), "score": "taylor", "window": 3, "epsilon": 0.1, "trigger": 0.15,
+    "greedy_first": True, "check_every": 0.25,
+}  # fmt: skip
+# Single weights: WORM's recipe for transformers (arXiv 2406.11872).
+WEIGHTS_DEFAULTS: dict[str, Any] = {"score": "auto", "epsilon": 0.01, "trigger": 0.015}
 
 # Fields that say where and how a run is shown and stored, not what it computes.
 _NOT_SETTINGS = frozenset({"output", "overwrite", "track", "force_draw"})
-
-
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """The end of an error message: the nearest valid name, and all of them."""
-    valid = list(valid)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}choose from {', '.join(valid)}"
 
 
 @dataclass(frozen=True)
@@ -43,69 +45,89 @@ class RunConfig:
     """Find a ticket, compact the network, retrain it."""
 
     # Every field is an option of the command, its docstring the option's help; impossible values raise ConfigError.
+    # The defaults are those for images; `for_text` has those for text.
+
+    task: Task = "images"
+    """What the data are; the command sees it from their columns."""
 
     method: Literal["early-bird", "constant", "greedy", "worm"] = "worm"
     """How the gradients of static units are truncated while searching (early-bird: not at all)."""
     model: str = "resnet18"
-    """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image classifier of transformers: a directory or a Hub name."""
+    """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image or text classifier of transformers: directory or Hub name."""
     width: float = 0.25
     """Width multiplier of the reference networks, in (0, 4]."""
     data: str = "digits"
-    """digits, cifar10, cifar100, fashion_mnist, mnist, another Hub name, parquet:DIR or imagefolder:DIR."""
+    """digits, cifar10, cifar100, fashion_mnist, mnist, other Hub names, parquet:DIR, imagefolder:DIR or csv:FILE."""
+    text_columns: tuple[str, ...] = ()
+    """The column of the texts, or the two columns of pairs; none: found by name."""
+    label_column: str | None = None
+    """The column of the labels; None: found by name."""
+    max_length: int = 128
+    """Tokens after which a text is cut off."""
     limit: int | None = None
-    """Train on no more than this many images (a subset that is the same for every seed)."""
+    """Train on no more than this many examples (a subset that is the same for every seed)."""
     weights: str | None = None
     """Initial weights: a safetensors file, or the directory of an earlier run."""
     seed: int = 0
     """Seed of initialisation, data order and augmentation."""
     epochs: int = 30
-    """Epochs in all, search and retraining together."""
+    """Epochs in all, search and retraining together; for text 4."""
     search_epochs: int = 20
-    """The most epochs that the search may take."""
+    """The most epochs that the search may take; for text 3."""
     retrain_epochs: int | None = None
     """Epochs of retraining; None: those that the search has left of --epochs."""
     retrain_from: Literal["emergence", "rewind", "reinitialise"] = "emergence"
     """Retrain from the weights at emergence, from the initial weights, or from new random ones."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """The optimizer."""
+    """The optimizer; for text adamw."""
     lr: float = 0.01
-    """Peak learning rate."""
+    """Peak learning rate; for text 5e-5."""
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = 0.0
-    """Weight decay."""
-    schedule: Literal["constant", "step", "cosine"] = "step"
-    """Learning rate over all epochs; step: a tenth in the last seventh."""
+    """Weight decay; for text 0.01, without biases and norms."""
+    max_grad_norm: float | None = None
+    """The norm to which gradients are clipped; None: not at all; for text 1."""
+    schedule: Literal["constant", "step", "cosine", "linear"] = "step"
+    """Learning rate over all epochs; step: a tenth in the last seventh; for text linear."""
+    warmup: float = 0.0
+    """The fraction of all epochs over which the learning rate rises, in [0, 1); for text 0.1."""
     batch_size: int = 32
-    """Images per optimizer step, over all processes and micro-batches."""
+    """Examples per optimizer step, over all processes and micro-batches."""
     accumulation: int = 1
     """Micro-batches into which the batch of one step is divided."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 trains under autocast with channels_last."""
     augment: Literal["none", "flip", "crop", "crop-flip"] = "none"
     """Random augmentation of training images, on the device."""
+    units: tuple[UnitKind, ...] = ("channels",)
+    """channels; of transformers heads, neurons or both (so for text); or weights, held at zero and not removed."""
     ratio: float = 0.5
     """Pruning ratio: the fraction of units that is removed, in [0, 1)."""
+    head_ratio: float | None = None
+    """Pruning ratio of heads, where it is not that of the other units."""
     min_units: int = 1
     """How many units of every layer a mask must keep."""
     window: int = 5
-    """How many of the latest masks are compared, at least 2."""
+    """How many of the latest masks are compared, at least 2; for text 3."""
     epsilon: float = 0.1
-    """The largest mask distance inside the window at which the ticket counts as emerged, in [0, 1]."""
+    """The largest mask distance in the window at which the ticket has emerged, in [0, 1]; for weights of text 0.01."""
     trigger: float = 0.15
-    """The mean mask distance below which worm starts to truncate, in [0, 1]."""
+    """The mean mask distance below which worm starts to truncate, in [0, 1]; for weights of text 0.015."""
     chi: float | None = None
-    """What gradients of static units are multiplied by, in [0, 1]; None: 0.003 for worm, 0.1 for constant."""
+    """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01; constant 0.1."""
+    greedy_first: bool = False
+    """Before worm is triggered, multiply by the mean mask distance; so for text."""
     static: Literal["latest", "window"] = "latest"
     """Static units: those that the newest mask removes, or those that every mask of the window removes."""
     coupling: Literal["coupled", "independent"] = "coupled"
     """Coupled channels as one unit, or every batch norm for itself as in the papers."""
-    score: Literal["auto", "batch-norm", "filter-l1", "filter-l2"] = "auto"
-    """What makes a channel important; auto: batch-norm where there is batch norm, else filter-l2."""
+    score: Literal["auto", "batch-norm", "filter-l1", "filter-l2", "magnitude", "taylor"] = "auto"
+    """What makes a unit important; auto: batch-norm or else filter-l2, of transformers magnitude; for text taylor."""
     sparsity_penalty: float = 0.0
     """Network slimming: penalty * sign(scale) is added to the gradient of the batch-norm scales."""
     check_every: float = 1.0
-    """Epochs between two masks; fractions are allowed."""
+    """Epochs between two masks; fractions are allowed; for text 0.25."""
     round_to: int = 1
     """Keep the best removed units until every width is a multiple of this."""
     force_draw: bool = False
@@ -126,18 +148,22 @@ class RunConfig:
         for name, value in finite.items():
             _require(math.isfinite(value), name, value, "a finite number")
         _require(0 < self.width <= 4, "width", self.width, "in (0, 4]")
-        _require(0 <= self.ratio < 1, "ratio", self.ratio, "in [0, 1); it is the fraction of units removed")
+        for name in ("ratio", "head_ratio"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
         _require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
         _require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
         _require(0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
         _require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
         _require(self.lr > 0, "lr", self.lr, "above 0")
+        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         _require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
         _require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
         _require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
-        for name in ("batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs"):
+        for name in ("batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         _require(
@@ -155,13 +181,32 @@ class RunConfig:
             self.search_epochs,
             f"below epochs ({self.epochs}), so that epochs are left to retrain: give --search-epochs too",
         )
-        _check_model_name(self.model)
-        _check_data_name(self.data)
+        _check_units(self)
+        check_model_name(self.model)
+        check_data_name(self.data)
+        _check_task(self)
+
+    @classmethod
+    def for_text(cls, **changes: Any) -> Self:
+        """Settings with the defaults for text and for the units in question, but for `changes`."""
+        weights = WEIGHTS_DEFAULTS if "weights" in changes.get("units", ()) else {}
+        return cls(**{**TEXT_DEFAULTS, **weights, **changes})
+
+    def defaults(self) -> Self:
+        """The defaults for data and units of the same kind."""
+        return type(self).for_text(units=self.units) if self.task == "text" else type(self)()
 
     @property
     def effective_chi(self) -> float | None:
         """The chi in force: the given one, or the method's own default."""
-        return DEFAULT_CHI.get(self.method) if self.chi is None else self.chi
+        return DEFAULT_CHI[self.task].get(self.method) if self.chi is None else self.chi
+
+    @property
+    def pruning_ratio(self) -> float | dict[str, float]:
+        """The pruning ratio, or one for every kind of units where heads have their own."""
+        if self.head_ratio is None:
+            return self.ratio
+        return {kind: self.head_ratio if kind == "heads" else self.ratio for kind in self.units}
 
     def settings(self) -> dict[str, Any]:
         """The fields that determine what is computed; two runs with equal settings are the same run."""
@@ -170,9 +215,12 @@ class RunConfig:
     def command(self) -> str:
         """The command line of this run: every option that differs from its default."""
         words = ["earlyworm", "run"]
+        # Data and units of text tell what the other defaults are.
+        telling = {"data": None, "units": TEXT_DEFAULTS["units"]} if self.task == "text" else {}
+        usual = {**dataclasses.asdict(self.defaults()), **telling}
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
-            if value == option.default:
+            if value == usual[option.name]:
                 continue
             name = option.name.replace("_", "-")
             if isinstance(value, bool):
@@ -195,7 +243,8 @@ class RunConfig:
         for name in values:
             if name not in names:
                 raise ConfigError(f"unknown option {name!r}: {suggest(name, names)}")
-        return cls(**{**values, "track": tuple(values.get("track", ()))})
+        settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**settings)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -218,17 +267,29 @@ def _require(condition: bool, name: str, value: object, cure: str) -> None:
         raise ConfigError(f"{name} is {value}, but must be {cure}")
 
 
-def _check_model_name(model: str) -> None:
-    if model not in MODELS and "/" not in model and not os.path.isdir(model):
-        raise ConfigError(
-            f"unknown model {model!r}: {suggest(model, MODELS)}, or name a directory or Hub model (owner/name)"
-        )
+def _check_units(config: RunConfig) -> None:
+    kinds, ratio = get_args(UnitKind), config.head_ratio
+    for kind in config.units:
+        if kind not in kinds:
+            raise ConfigError(f"unknown units {kind!r}: {suggest(str(kind), kinds)}")
+    distinct = 0 < len(config.units) == len(set(config.units))
+    _require(distinct, "units", " ".join(config.units) or "empty", f"one or more of {', '.join(kinds)}, each once")
+    _require(ratio is None or "heads" in config.units, "head_ratio", ratio, "None where heads are not among the units")
 
 
-def _check_data_name(data: str) -> None:
-    scheme, colon, rest = data.partition(":")
-    if colon and (scheme not in DATA_FORMATS or not rest):
-        raise ConfigError(f"unknown data {data!r}: {suggest(scheme, [f'{f}:DIR' for f in DATA_FORMATS])}")
-    if not colon and data not in DATA_NAMES and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data):
-        valid = [*DATA_NAMES, *(f"{f}:DIR" for f in DATA_FORMATS)]
-        raise ConfigError(f"unknown data {data!r}: {suggest(data, valid)}, or a Hub name (owner/name)")
+def _check_task(config: RunConfig) -> None:
+    """Model, data and options must be for one kind of data."""
+    named = task_by_name(None, config.data)
+    if config.task == "images":
+        _require(
+            named != "text", "data", config.data,
+            f"images for {config.model}: for text, give a --model of transformers (in Python: RunConfig.for_text)",
+        )  # fmt: skip
+        _require(not config.text_columns, "text_columns", " ".join(config.text_columns), "empty for images")
+        return
+    _require(named != "images", "data", config.data, "text, such as csv:FILE, parquet:DIR or glue/sst2")
+    _require(config.model not in MODELS, "model", config.model, "a text model of transformers, since the data are text")
+    _require(config.augment == "none", "augment", config.augment, "none for text")
+    _require(
+        len(config.text_columns) <= 2, "text_columns", " ".join(config.text_columns), "one column, or two of pairs"
+    )

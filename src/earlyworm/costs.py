@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import (
@@ -57,8 +57,8 @@ def cost(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) 
         repeats: Forward passes that are timed, after a fifth as many (at least 3) to warm up.
 
     Returns:
-        The cost. Convolutions, matrix products and attention are counted, elementwise work is not, as PyTorch's
-        `FlopCounterMode` counts.
+        The cost. Convolutions, matrix products and attention are counted, elementwise work and look-ups in embeddings
+        are not, as PyTorch's `FlopCounterMode` counts.
     """
     forward, training = count_flops(model, example_inputs)
     examples = batch_size(example_inputs)
@@ -82,7 +82,7 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
     modes = {module: module.training for module in model.modules()}
     model.eval()
     inputs = copy_inputs(example_inputs)
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward_flops})
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     try:
         with torch.inference_mode(False), torch.enable_grad(), private_randomness(model), counter:
             outputs = list(floating_tensors(call_model(model, inputs)))
@@ -109,6 +109,26 @@ def _conv_backward_flops(
     """
     transposed, output_mask = arguments[4], arguments[7]
     return int(output_mask[0] + output_mask[1]) * conv_flop_count(inputs, weight, gradient, transposed)
+
+
+def _attention_flops(query: list[int], key: list[int], value: list[int], *_: Any, **__: Any) -> int:
+    """FLOPs of attention, from the shapes of its arguments."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch's stubs lack it
+
+
+def _attention_backward_flops(
+    gradient: list[int], query: list[int], key: list[int], value: list[int], *_: Any, **__: Any
+) -> int:
+    """FLOPs of attention's backward pass, from the shapes of its arguments."""
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]  # likewise
+
+
+# What PyTorch counts wrongly, or has no formula for: attention on a CPU.
+_FORMULAS = {
+    torch.ops.aten.convolution_backward: _conv_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
 
 
 @torch.inference_mode()

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from earlyworm.channels import find_channels
-from earlyworm.config import RunConfig, suggest
+from earlyworm.config import RunConfig
 from earlyworm.costs import count_flops, latency
-from earlyworm.data import ImageData, load_images
+from earlyworm.data import load_data
 from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
+from earlyworm.finding import find_units
+from earlyworm.inputs import ExampleInputs
+from earlyworm.names import suggest
 from earlyworm.results import (
     AccuracyResult,
     CheckRecord,
@@ -25,7 +28,7 @@ from earlyworm.results import (
     TicketCost,
     TotalCost,
 )
-from earlyworm.run_directory import RunDirectory, build_network, save_weights
+from earlyworm.run_directory import RunDirectory, build_network
 from earlyworm.search import TicketSearch
 from earlyworm.stages import (
     Bench,
@@ -39,7 +42,7 @@ from earlyworm.stages import (
     search_ticket,
 )
 from earlyworm.ticket import Ticket
-from earlyworm.training import Pace, check_batch, example_images
+from earlyworm.training import Pace, check_batch
 from earlyworm.truncation import Constant, Greedy, Truncation, Worm
 
 if TYPE_CHECKING:
@@ -76,14 +79,16 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
             observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
             return result
     with accelerator.main_process_first():
-        data = load_images(config.data, limit=config.limit).to(accelerator.device)
+        data = load_data(config).to(accelerator.device)
     pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
-    dense, notes = build_network(config, classes=data.classes, channels=data.train_images.shape[1])
+    dense, notes = build_network(config, classes=data.classes, shape=data.shape)
+    data.check_model(dense, config)
     dense = arrange_memory(dense, config).to(accelerator.device)
-    search = _make_search(dense, example_images(data, config, 1), config)
-    check_batch(dense, example_images(data, config, pace.batch // config.accumulation // accelerator.num_processes))
+    search = _make_search(dense, data.example_inputs(1, config), config)
+    at_once = pace.batch // config.accumulation // accelerator.num_processes
+    check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
-    if config.search_epochs / config.check_every < config.window - 1:
+    if config.search_epochs / config.check_every < config.window - (config.score != "taylor"):
         notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.window} masks")
     for note in notes:
         observer.note(note)
@@ -104,7 +109,7 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     result = _result(bench, found, retrained, ticket, dense, small, tuple(notes))
     if accelerator.is_main_process:
         if small is not None:
-            directory.write(directory.model, save_weights(small))
+            directory.write_network(small, data.files())
         directory.write(directory.result, result.to_json().encode())
     accelerator.wait_for_everyone()
     return result
@@ -122,8 +127,9 @@ def _result(
     """Put everything together."""
     config, data, pace = bench.config, bench.data, bench.pace
     history = tuple(CheckRecord(**record) for record in found.history)
-    triggered = next((check.epoch for check in history if config.method == "worm" and check.chi < 1), None)
-    example = example_images(data, config, 1)
+    worm = [check for check in history if config.method == "worm" and check.chi < 1]  # it may be greedy at first
+    triggered = next((c.epoch for c in worm if c.distance_mean is not None and c.distance_mean < config.trigger), None)
+    example = data.example_inputs(1, config)
     dense_forward, dense_flops = count_flops(dense, example)
     search_flops = found.steps * pace.batch * dense_flops
     ticket_cost, retrain_flops, layers = None, 0, {}
@@ -139,13 +145,15 @@ def _result(
             for name, (kept, units) in layers.items()
             if kept <= _BOTTLENECK * units
         )
+        if "weights" in config.units:
+            notes += ("single weights are held at zero: nothing gets smaller, and nothing faster",)
     accuracies = tuple(retrained.recovery)
     return RunResult(
         config=config,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES[config.task]}},
         seed=config.seed,
         device=_device_name(bench.accelerator),
-        data=DataSummary(len(data.train_labels), len(data.test_labels), data.classes, _shape(data), data.split),
+        data=DataSummary(len(data.train_labels), len(data.test_labels), data.classes, data.shape, data.split),
         search=SearchResult(
             method=config.method,
             emerged=found.emerged,
@@ -178,7 +186,10 @@ def _result(
 
 
 _BOTTLENECK = 0.05  # a layer that keeps no more of its units than this is worth a word
-_LIBRARIES = ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors")
+_LIBRARIES = {
+    "images": ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors"),
+    "text": ("earlyworm", "torch", "transformers", "tokenizers", "accelerate", "safetensors"),
+}
 
 
 def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
@@ -206,7 +217,7 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
         raise ConfigError(f"cannot set up device, precision and trackers ({error}): change the option named") from error
 
 
-def _make_search(model: nn.Module, example: torch.Tensor, config: RunConfig) -> TicketSearch:
+def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) -> TicketSearch:
     """The search that the settings describe."""
     chi = config.effective_chi
     truncation: Truncation | None = None
@@ -215,11 +226,15 @@ def _make_search(model: nn.Module, example: torch.Tensor, config: RunConfig) -> 
     elif config.method == "greedy":
         truncation = Greedy(config.static)
     elif config.method == "worm" and chi is not None:
-        truncation = Worm(config.trigger, chi, config.static)
+        truncation = Worm(config.trigger, chi, config.static, config.greedy_first)
+    if config.units == ("channels",):
+        units = find_channels(model, example, coupling=config.coupling)
+    else:
+        units = find_units(model, config.units, example)
     return TicketSearch(
         model,
-        units=find_channels(model, example, coupling=config.coupling),
-        pruning_ratio=config.ratio,
+        units=units,
+        pruning_ratio=config.pruning_ratio,
         emergence=Emergence(config.window, config.epsilon),
         truncation=truncation,
         sparsity_penalty=config.sparsity_penalty,
@@ -230,11 +245,6 @@ def _make_search(model: nn.Module, example: torch.Tensor, config: RunConfig) -> 
 
 def _parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _shape(data: ImageData) -> tuple[int, int, int]:
-    channels, height, width = data.train_images.shape[1:]
-    return channels, height, width
 
 
 def _device_name(accelerator: Accelerator) -> str:

@@ -1,8 +1,7 @@
-"""The reference networks, image classifiers of transformers, and initial weights for both."""
+"""The reference networks, models of transformers, and initial weights for both."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from earlyworm.errors import ConfigError, DataError, RunError, first_line
+from earlyworm.errors import ConfigError, RunError, first_line
+from earlyworm.names import HUB_NAME, Task
+from earlyworm.pretrained import load_classifier
 
 
 def scaled(channels: int, width: float) -> int:
@@ -126,20 +127,21 @@ REFERENCE: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_model(
-    name: str, *, classes: int, channels: int, width: float, pretrained: bool = True
+    name: str, *, classes: int, channels: int, width: float, task: Task = "images", pretrained: bool = True
 ) -> tuple[nn.Module, list[str]]:
     """Build a network, in float32 and training mode, on the CPU.
 
     Random weights come from PyTorch's global generator: seed it first.
 
     Args:
-        name: A key of `REFERENCE`; a directory with the `config.json` of an image classifier of transformers, and
-            its weights as safetensors if it has any; or the name of such a classifier on the Hub (owner/name),
-            which is asked only for what its local cache lacks.
+        name: A key of `REFERENCE`, for images; a directory with the `config.json` of a model of transformers, and its
+            weights as safetensors if it has any; or the name of such a model on the Hub (owner/name), which is asked
+            only for what its local cache lacks.
         classes: Number of classes of the data, at least 1.
-        channels: Channels of an image of the data, at least 1.
+        channels: Channels of an image of the data, at least 1; ignored for text.
         width: Width multiplier, above 0; the reference networks alone have one.
-        pretrained: Whether to take the weights that an image classifier of transformers comes with.
+        task: What it classifies. A text encoder gets a new classifier.
+        pretrained: Whether to take the weights that a model of transformers comes with.
 
     Returns:
         The network, and notes for the user: a line where its classifier is replaced, else none.
@@ -151,75 +153,18 @@ def build_model(
     """
     if name in REFERENCE:
         return REFERENCE[name](classes=classes, channels=channels, width=width), []
-    local = Path(name).is_dir()
-    if not local and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
         raise ConfigError(f"no model {name!r}: choose {', '.join(REFERENCE)}, a directory, or owner/name on the Hub")
-    try:
-        try:
-            return _load(name, classes, channels, pretrained=pretrained, local_only=True)
-        except OSError:
-            if local:
-                raise
-        _ask_hub(name)
-        return _load(name, classes, channels, pretrained=pretrained, local_only=False)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        cure = "give an image classifier of transformers, with a config.json and weights as safetensors"
-        raise RunError(f"model {name!r} cannot be loaded ({first_line(error)}): {cure}") from error
-
-
-def _ask_hub(name: str) -> None:
-    """One request that fails within seconds, where transformers would try again and again."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
-
-    try:
-        HfApi().model_info(name, timeout=10)  # seconds
-    except (HTTPError, OSError) as error:
-        cure = "check name and network, or give a local directory"
-        raise RunError(f"model {name!r} cannot be had from the Hub ({first_line(error)}): {cure}") from error
-
-
-def _load(name: str, classes: int, channels: int, *, pretrained: bool, local_only: bool) -> tuple[nn.Module, list[str]]:
-    from transformers import AutoConfig, AutoModelForImageClassification
-    from transformers.utils import logging
-
-    # Neither code from a repository nor a pickle is ever run.
-    options: dict[str, Any] = {"local_files_only": local_only, "trust_remote_code": False}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of replaced tensors says in ten lines what a note says in one
-    try:
-        config = AutoConfig.from_pretrained(name, num_labels=classes, **options)
-        _check_channels(name, getattr(config, "num_channels", channels), channels)
-        if Path(name).is_dir() and not any(f for p in ("*.safetensors", "*.bin") for f in Path(name).glob(p)):
-            pretrained = False
-        if not pretrained:
-            return AutoModelForImageClassification.from_config(config, dtype=torch.float32), []
-        model, info = AutoModelForImageClassification.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    shapes, classifier = _shapes(model), _classifier(model)
-    stored = shapes | {key: torch.Size(shape) for key, shape, _ in info["mismatched_keys"]}
-    for key in info["missing_keys"]:
-        if key.startswith(classifier + "."):
-            stored[key] = torch.Size((0, *shapes[key][1:]))  # a network without a classifier has one of no classes
-        else:
-            del stored[key]
+    model, stored = load_classifier(name, task, classes=classes, channels=channels, pretrained=pretrained)
+    if stored is None:
+        return model.train(), []
+    classifier = _classifier(model)
+    for key, shape in _shapes(model).items():
+        if key not in stored and key.startswith(f"{classifier}."):
+            stored[key] = torch.Size((0, *shape[1:]))  # a network without a classifier has one of no classes
+        elif key not in stored and _before_classifier(model, key):
+            stored[key] = shape
     return model.train(), _compare(model, stored, name)[1]
-
-
-def _check_channels(name: str, expected: int, channels: int) -> None:
-    if expected != channels:
-        kinds = {1: "greyscale", 3: "RGB"}
-        data, model = (f"{kinds.get(c, 'multi-channel')} ({c})" for c in (channels, expected))
-        raise DataError(f"{data} data for {name!r}, a model for {model} images: convert the data, or change the model")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> list[str]:
@@ -267,6 +212,12 @@ def _classifier(model: nn.Module) -> str:
     return str([name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1])
 
 
+def _before_classifier(model: nn.Module, key: str) -> bool:
+    """Whether a tensor stands between an encoder and the classifier: an encoder may come without it."""
+    encoder = str(getattr(model, "base_model_prefix", ""))
+    return hasattr(model, encoder) and (not key.startswith(f"{encoder}.") or key.startswith(f"{encoder}.pooler."))
+
+
 def _compare(model: nn.Module, stored: dict[str, torch.Size], source: str) -> tuple[list[str], list[str]]:
     """The tensors of the classifier that are stored for another number of classes, and a note about them."""
     expected, classifier = _shapes(model), _classifier(model)
@@ -288,12 +239,12 @@ def _compare(model: nn.Module, stored: dict[str, torch.Size], source: str) -> tu
 
 
 def logits(output: Any) -> Tensor:
-    """The logits [N, classes] in what an image classifier returned: a tensor, or an output of transformers.
+    """The logits [N, classes] in what a classifier returned: a tensor, or an output of transformers.
 
     Raises:
         RunError: If there are none.
     """
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
-        raise RunError(f"the model returned a {type(output).__name__} without logits: give an image classifier")
+        raise RunError(f"the model returned a {type(output).__name__} without logits: give a classifier")
     return found

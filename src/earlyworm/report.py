@@ -15,14 +15,17 @@ from rich.table import Table
 from earlyworm.config import RunConfig
 from earlyworm.errors import RunError
 from earlyworm.figures import PALETTE, accuracy_figure, distance_figure, draw_epoch, layers_figure, retrain_length
+from earlyworm.files import write_atomically
 from earlyworm.results import RunResult
-from earlyworm.ticket import write_atomically
 
 _RETRAINED_FROM = {
     "emergence": "from the weights at emergence",
     "rewind": "from the initial weights",
     "reinitialise": "from new random weights",
 }
+
+
+_NOUN = {"images": "image", "text": "text"}
 
 
 class _Row(NamedTuple):
@@ -86,7 +89,7 @@ def summary(result: RunResult) -> str:
 
 def describe_run(result: RunResult) -> str:
     """The whole run in words: its settings, what was found, what is left of every layer, and what it cost."""
-    config, data = result.config, result.data
+    config, data, noun = result.config, result.data, _NOUN[result.config.task]
     width = max(map(len, result.layers), default=0)
     changed = [f"  {name:<18} {value} (default {usual})" for name, value, usual in _settings(config) if value != usual]
     layers = [f"  {name:<{width}}  {_bar(*units)}  {units[0]} of {units[1]}" for name, units in result.layers.items()]
@@ -94,7 +97,7 @@ def describe_run(result: RunResult) -> str:
     blocks = [
         [
             f"{config.model} on {config.data}, method {config.method}, seed {result.seed}, on {result.device}",
-            f"{data.train} training and {data.test} held-out images of {data.classes} classes: {data.split}",
+            f"{data.train} training and {data.test} held-out {noun}s of {data.classes} classes: {data.split}",
         ],
         ["Settings that differ from the defaults", *(changed or ["  none"])],
         ["What was found", *(f"  {line}" for line in summary(result).splitlines())],
@@ -131,6 +134,7 @@ def write_report(result: RunResult, path: Path) -> None:
         palette=PALETTE,
         plotlyjs=get_plotlyjs(),
         percent=_percent,
+        noun=_NOUN[result.config.task],
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,8 +154,8 @@ def _headline(result: RunResult) -> str:
 
 def _sentences(result: RunResult) -> list[str]:
     config, search, accuracy, total = result.config, result.search, result.accuracy, result.total
-    # Before the window is full, a small maximum means nothing.
-    maxima = [c.distance_max for c in search.history[config.window - 1 :] if c.distance_max is not None]
+    # Before the window is full, a small maximum means nothing; the first mask has none.
+    maxima = [c.distance_max for c in search.history if c.distance_max is not None][config.window - 2 :]
     reached = f"smallest window maximum reached {min(maxima):.3g}" if maxima else "the window never filled"
     failed = f"No ticket emerged within {_epochs(config.search_epochs)}: {reached}, epsilon is {config.epsilon:g}"
     trigger = ""
@@ -183,8 +187,8 @@ def _rows(result: RunResult) -> list[_Row]:
     left = {} if ticket is None else dataclasses.asdict(ticket)
     size = [
         _cost_row("parameters", dense.parameters, left.get("parameters")),
-        _cost_row("MACs per image", dense.macs, left.get("macs")),
-        _cost_row("latency per image", dense.latency_seconds, left.get("latency_seconds"), _seconds),
+        _cost_row(f"MACs per {_example(result)}", dense.macs, left.get("macs")),
+        _cost_row(f"latency per {_example(result)}", dense.latency_seconds, left.get("latency_seconds"), _seconds),
     ]
     spent = [
         _cost_row("FLOPs, all training", total.dense_train_flops, total.train_flops),
@@ -204,6 +208,12 @@ def _rows(result: RunResult) -> list[_Row]:
     ]
 
 
+def _example(result: RunResult) -> str:
+    """What the costs are for."""
+    tokens = f" of {result.data.shape[0]} tokens" if result.config.task == "text" else ""
+    return _NOUN[result.config.task] + tokens
+
+
 def _accuracy_row(label: str, dense: float | None, ticket: float | None) -> _Row:
     # Between accuracies the difference is what counts; a ratio would flatter.
     change = "-" if dense is None or ticket is None else f"{100 * (ticket - dense):+.1f} points"
@@ -218,5 +228,5 @@ def _cost_row(label: str, dense: float | None, ticket: float | None, show: Calla
 
 def _settings(config: RunConfig) -> list[tuple[str, Any, Any]]:
     """Every setting with its value and its default."""
-    default = dataclasses.asdict(RunConfig())
+    default = dataclasses.asdict(config.defaults())
     return [(name, value, default[name]) for name, value in dataclasses.asdict(config).items()]

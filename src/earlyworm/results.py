@@ -64,7 +64,7 @@ class AccuracyResult:
 
 @dataclass(frozen=True)
 class DenseCost:
-    """What one image costs the dense network (MACs count a multiply-add as one)."""
+    """What one example costs the dense network (MACs count a multiply-add as one)."""
 
     parameters: int
     macs: int
@@ -73,7 +73,7 @@ class DenseCost:
 
 @dataclass(frozen=True)
 class TicketCost:
-    """What one image costs the compacted network, and how many units are left of how many."""
+    """What one example costs the compacted network, and how many units are left of how many."""
 
     parameters: int
     macs: int
@@ -94,12 +94,15 @@ class TotalCost:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """How many images of which shape (channels, height, width) there were, and where the held-out ones came from."""
+    """How many examples there were, of which shape, and where the held-out ones came from.
+
+    The shape of an image is channels, height and width; of a text, the typical number of tokens.
+    """
 
     train: int
     test: int
     classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     split: str
 
 

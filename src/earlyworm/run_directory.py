@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -15,9 +17,10 @@ from earlyworm.checkpoint import Checkpoints
 from earlyworm.compaction import compact
 from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.files import TEMPORARY, write_atomically
 from earlyworm.models import build_model, load_weights, replace_classifier
 from earlyworm.results import RunResult
-from earlyworm.ticket import TEMPORARY, Ticket, write_atomically
+from earlyworm.ticket import Ticket
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class RunDirectory:
     def model(self) -> Path:
         """The weights of the compacted network."""
         return self.path / "model.safetensors"
+
+    @property
+    def network(self) -> Path:
+        """What a network of transformers is built from: its configuration, and the tokenizer of a text model."""
+        return self.path / "network"
 
     @property
     def report(self) -> Path:
@@ -148,10 +156,28 @@ class RunDirectory:
                 "on from the last checkpoint"
             ) from error
 
+    def write_network(self, network: nn.Module, files: dict[str, bytes]) -> None:
+        """Write the compacted network, so that it loads without what it was made from.
+
+        Args:
+            network: The network; what a network of transformers is built from goes with its weights.
+            files: What is needed beside it, by name.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        described: Any = getattr(network, "config", None)
+        if hasattr(described, "to_json_string"):
+            files = {"config.json": described.to_json_string().encode(), **files}
+            self.network.mkdir(exist_ok=True)
+        for name, content in files.items():
+            self.write(self.network / name, content)
+        self.write(self.model, save_weights(network))
+
     def _clear(self) -> None:
         # The result first, and checkpoints before the ticket that they need: interrupted here, the run can still go on.
         self.result.unlink(missing_ok=True)
-        for folder in (self.checkpoints.folder, self.trackers):
+        for folder in (self.checkpoints.folder, self.trackers, self.network):
             if folder.exists():
                 shutil.rmtree(folder)
         for path in (self.ticket, self.model, self.report):
@@ -164,14 +190,14 @@ def save_weights(model: nn.Module) -> bytes:
 
 
 def build_network(
-    config: RunConfig, *, classes: int, channels: int, seed: int | None = None
+    config: RunConfig, *, classes: int, shape: Sequence[int], seed: int | None = None
 ) -> tuple[nn.Module, list[str]]:
     """The network at the start of a run: built from the seed, then given the initial weights of `config.weights`.
 
     Args:
         config: Settings of the run.
         classes: Number of classes of the data.
-        channels: Channels of an image.
+        shape: Of an example of the data; of an image, channels come first.
         seed: If given, the weights are random from this seed, whatever `config` says of them.
 
     Returns:
@@ -183,9 +209,14 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
         if config.weights is not None and Path(config.weights).is_dir():
-            return _continue_network(RunDirectory(Path(config.weights)), config, classes, channels, seed)
+            return _continue_network(RunDirectory(Path(config.weights)), config, classes, shape, seed)
         model, notes = build_model(
-            config.model, classes=classes, channels=channels, width=config.width, pretrained=seed is None
+            config.model,
+            classes=classes,
+            channels=shape[0],
+            width=config.width,
+            task=config.task,
+            pretrained=seed is None,
         )
     if config.weights is not None and seed is None:
         notes = [*notes, *load_weights(model, config.weights)]
@@ -211,7 +242,9 @@ def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
         raise RunError(f"{directory.path} drew no ticket, so it holds no network: choose another run")
     # Random weights are enough for those that are read next; the run may have started from a file that is gone.
     start = config.seed if seed is None else seed
-    dense, _ = build_network(config, classes=result.data.classes, channels=result.data.shape[0], seed=start)
+    if directory.network.is_dir():
+        config = replace(config, model=str(directory.network))
+    dense, _ = build_network(config, classes=result.data.classes, shape=result.data.shape, seed=start)
     model = compact(dense, Ticket.load(directory.ticket))
     if seed is None:
         load_weights(model, directory.model)
@@ -219,15 +252,15 @@ def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
 
 
 def _continue_network(
-    earlier: RunDirectory, config: RunConfig, classes: int, channels: int, seed: int | None
+    earlier: RunDirectory, config: RunConfig, classes: int, shape: Sequence[int], seed: int | None
 ) -> tuple[nn.Module, list[str]]:
     """The network that an earlier run ended with, with a new classifier where the classes differ."""
     before, data = earlier.read_config(), earlier.read_result().data
-    for name in ("model", "width"):
+    for name in ("task", "model", "width"):
         old, new = getattr(before, name), getattr(config, name)
         if old != new:
             raise RunError(f"{earlier.path} holds a network of {name} {old}, but --{name} is {new}: make them agree")
-    if data.shape[0] != channels:
-        raise RunError(f"{earlier.path} was trained on images of {data.shape[0]} channels, these have {channels}")
+    if config.task == "images" and data.shape[0] != shape[0]:
+        raise RunError(f"{earlier.path} was trained on images of {data.shape[0]} channels, these have {shape[0]}")
     model = load_network(earlier.path, seed=seed)
     return model, [] if data.classes == classes else [replace_classifier(model, classes)]

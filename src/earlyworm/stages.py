@@ -11,12 +11,13 @@ from torch import nn
 
 from earlyworm.compaction import compact, round_ticket
 from earlyworm.config import RunConfig
-from earlyworm.data import ImageData
+from earlyworm.data import Data
+from earlyworm.history import Check
 from earlyworm.results import CheckRecord
 from earlyworm.run_directory import RunDirectory, build_network
 from earlyworm.search import TicketSearch
 from earlyworm.ticket import Ticket
-from earlyworm.training import Pace, evaluate, example_images, make_optimizer, stable_seed, train_steps
+from earlyworm.training import Pace, evaluate, make_optimizer, stable_seed, train_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,7 +90,7 @@ class Bench:
     config: RunConfig
     directory: RunDirectory
     accelerator: Accelerator
-    data: ImageData
+    data: Data
     pace: Pace
     observer: Observer
 
@@ -161,7 +162,7 @@ def search_ticket(
 
 def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, loss: float | None) -> None:
     """Evaluate after a check, and tell and log everything about it."""
-    check = search.history[-1]
+    check = search.history[-1] if search.history else Check(0, None, None, 1.0, 0)  # some scores need gradients
     record = CheckRecord(
         epoch=bench.pace.epochs(found.steps),
         distance_mean=check.distance_mean,
@@ -180,7 +181,7 @@ def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, 
 def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found) -> nn.Module:
     """The compacted network with the weights to retrain from; notes how good it is as it was cut out."""
     config, data, accelerator = bench.config, bench.data, bench.accelerator
-    example = example_images(data, config, 1)
+    example = data.example_inputs(1, config)
     small = compact(dense, ticket, example_inputs=example)
     if found.pruned is None:  # else retraining goes on, and `dense` is not the network that was searched
         with accelerator.autocast():  # not prepared yet, for a network that once was is not prepared again
@@ -188,7 +189,7 @@ def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found)
     if config.retrain_from == "emergence":
         return small
     seed = stable_seed(config.seed, "reinitialise") if config.retrain_from == "reinitialise" else None
-    initial, _ = build_network(config, classes=data.classes, channels=data.train_images.shape[1], seed=seed)
+    initial, _ = build_network(config, classes=data.classes, shape=data.shape, seed=seed)
     return compact(arrange_memory(initial, config).to(accelerator.device), ticket, example_inputs=example)
 
 

@@ -1,4 +1,4 @@
-"""Train and evaluate an image classifier on images in memory, a given number of optimizer steps at a time."""
+"""Train and evaluate a classifier on data in memory, a given number of optimizer steps at a time."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from earlyworm.config import RunConfig
-from earlyworm.data import ImageData, augment, epoch_order, normalise
+from earlyworm.data import Data
 from earlyworm.errors import ConfigError, RunError, first_line
-from earlyworm.inputs import synchronize
+from earlyworm.inputs import ExampleInputs, batch_size, call_model, synchronize
 from earlyworm.models import logits
 from earlyworm.surgery import copy_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_EVALUATION_BATCH = 512
 _REPORT_SECONDS = 0.5
 
 
@@ -32,8 +31,8 @@ class Pace:
     """How training is divided.
 
     Attributes:
-        batch: Images per optimizer step, over all processes.
-        steps_per_epoch: Optimizer steps per epoch; the images left over by whole batches wait for the next epoch,
+        batch: Examples per optimizer step, over all processes.
+        steps_per_epoch: Optimizer steps per epoch; the examples left over by whole batches wait for the next epoch,
             which has another order.
         check_steps: Optimizer steps between two checks of the search.
     """
@@ -43,20 +42,20 @@ class Pace:
     check_steps: int
 
     @classmethod
-    def of(cls, config: RunConfig, images: int, processes: int) -> Pace:
-        """The pace of a run on `images` training images.
+    def of(cls, config: RunConfig, examples: int, processes: int) -> Pace:
+        """The pace of a run on `examples` training examples.
 
         Raises:
             ConfigError: If a batch cannot be divided evenly over micro-batches and processes.
         """
-        batch = min(config.batch_size, images)
+        batch = min(config.batch_size, examples)
         parts = config.accumulation * processes
         if batch % parts:
             raise ConfigError(
-                f"a batch of {batch} images cannot be divided over {config.accumulation} micro-batches and "
+                f"a batch of {batch} examples cannot be divided over {config.accumulation} micro-batches and "
                 f"{processes} processes: choose a batch_size that is a multiple of {parts}"
             )
-        steps = images // batch
+        steps = examples // batch
         return cls(batch, steps, max(1, round(config.check_every * steps)))
 
     def epochs(self, steps: int) -> float:
@@ -64,29 +63,36 @@ class Pace:
         return steps / self.steps_per_epoch
 
 
-def check_batch(model: nn.Module, images: Tensor) -> None:
-    """Make sure that `model` can be trained on as few images as a process sees at once.
+def check_batch(model: nn.Module, inputs: ExampleInputs) -> None:
+    """Make sure that `model` can be trained on as few examples as a process sees at once.
 
     Args:
         model: The network; a copy of it is tried.
-        images: As many images as a process sees of a micro-batch, float32 [N, C, H, W].
+        inputs: As many examples as a process sees of a micro-batch.
 
     Raises:
         ConfigError: If it cannot: batch norm, for one, needs more than one value per channel.
     """
     try:
         with torch.no_grad():
-            copy_model(model).train()(images)
+            call_model(copy_model(model).train(), inputs)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the model cannot be trained on {len(images)} images at once ({first_line(error)}): raise batch_size or "
-            "limit, or lower accumulation"
+            f"the model cannot be trained on {batch_size(inputs)} examples at once ({first_line(error)}): raise "
+            "batch_size or limit, or lower accumulation"
         ) from error
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over the trainable parameters of `model`; fused, as small networks gain by it."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adamw" and config.task == "text":
+        # Biases and norms do not decay, as is usual for transformers.
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if p.dim() > 1]},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     return torch.optim.SGD(
@@ -94,13 +100,19 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     )
 
 
-def learning_rate(config: RunConfig, progress: float) -> float:
+def learning_rate(config: RunConfig, progress: float, step: float = 0.0) -> float:
     """The learning rate after a fraction of all epochs.
 
     Args:
-        config: Peak rate and schedule: constant; step, a tenth in the last seventh; or cosine, down to 0.
+        config: Peak rate and schedule: constant; step, a tenth in the last seventh; cosine or linear, down to 0. It
+            begins once the warm-up is over, during which the rate rises in proportion.
         progress: In [0, 1].
+        step: The fraction that one optimizer step is; the first step of a warm-up has the rate of its end.
     """
+    if progress < config.warmup:
+        return config.lr * min(1.0, (progress + step) / config.warmup)
+    if config.schedule == "linear":
+        return config.lr * max(0.0, 1 - progress) / (1 - config.warmup)
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * min(1.0, progress))) / 2
     if config.schedule == "step":
@@ -111,7 +123,7 @@ def learning_rate(config: RunConfig, progress: float) -> float:
 def train_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    data: ImageData,
+    data: Data,
     config: RunConfig,
     pace: Pace,
     accelerator: Accelerator,
@@ -131,7 +143,7 @@ def train_steps(
     Args:
         model: The network, prepared by `accelerator`.
         optimizer: Its optimizer, likewise.
-        data: Images on the accelerator's device.
+        data: Data on the accelerator's device.
         config: Settings.
         pace: How training is divided.
         accelerator: Where and how it runs.
@@ -151,7 +163,6 @@ def train_steps(
     seed = stable_seed(config.seed, stage, first, accelerator.process_index)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    dtype_format = torch.channels_last if config.precision == "bf16" else torch.contiguous_format
     device = accelerator.device
     model.train()
     total, since_report, last_report = torch.zeros((), device=device), 0, time.monotonic()
@@ -160,20 +171,20 @@ def train_steps(
     for step in range(first, first + steps):
         epoch, position = divmod(step, pace.steps_per_epoch)
         if epoch != order_epoch:
-            order, order_epoch = epoch_order(len(data.train_labels), stable_seed(config.seed, stage), epoch), epoch
-        rate = learning_rate(config, (start + pace.epochs(step)) / horizon)
+            order, order_epoch = data.epoch_order(stable_seed(config.seed, stage), epoch, pace.batch), epoch
+        rate = learning_rate(config, (start + pace.epochs(step)) / horizon, pace.epochs(1) / horizon)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = order[position * pace.batch : (position + 1) * pace.batch].to(device)
+        batch = order[position * pace.batch : (position + 1) * pace.batch]
         loss = torch.zeros((), device=device)
         for part in batch.chunk(config.accumulation):
             own = part[accelerator.process_index :: accelerator.num_processes]
-            images = augment(data.train_images[own], config.augment, generator)
-            images = normalise(images, data.mean, data.std, torch.float32)
+            inputs, labels = data.train_batch(own, config, generator)
             with accelerator.accumulate(model):
-                output = logits(model(images.contiguous(memory_format=dtype_format)))
-                part_loss = F.cross_entropy(output.float(), data.train_labels[own])
+                part_loss = F.cross_entropy(logits(call_model(model, inputs)).float(), labels)
                 accelerator.backward(part_loss)
+                if config.max_grad_norm is not None and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             loss += part_loss.detach() / config.accumulation
@@ -194,28 +205,18 @@ def train_steps(
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: ImageData, config: RunConfig, accelerator: Accelerator) -> float:
-    """Accuracy on the held-out images, in [0, 1]; every process evaluates its share."""
+def evaluate(model: nn.Module, data: Data, config: RunConfig, accelerator: Accelerator) -> float:
+    """Accuracy on the held-out examples, in [0, 1]; every process evaluates its share."""
     model.eval()
-    memory_format = torch.channels_last if config.precision == "bf16" else torch.contiguous_format
     correct, processes = torch.zeros((), device=accelerator.device), accelerator.num_processes
     # Shares are of equal size, for processes wait for each other in every pass; what is past the end is not counted.
     end = -(-len(data.test_labels) // processes) * processes
     positions = torch.arange(accelerator.process_index, end, processes, device=accelerator.device)
-    for part in torch.split(positions, _EVALUATION_BATCH):
-        own = part % len(data.test_labels)
-        inputs = normalise(data.test_images[own], data.mean, data.std, torch.float32)
-        right = logits(model(inputs.contiguous(memory_format=memory_format))).argmax(1) == data.test_labels[own]
+    for part in torch.split(positions, data.evaluation_batch):
+        inputs, labels = data.test_batch(part % len(data.test_labels), config)
+        right = logits(call_model(model, inputs)).argmax(1) == labels
         correct += (right & (part < len(data.test_labels))).sum()
     return float(accelerator.reduce(correct, "sum")) / len(data.test_labels)
-
-
-def example_images(data: ImageData, config: RunConfig, count: int) -> Tensor:
-    """The first `count` training images as the network sees them, float32 [count, C, H, W]."""
-    images = normalise(data.train_images[:count], data.mean, data.std, torch.float32)
-    return images.contiguous(
-        memory_format=torch.channels_last if config.precision == "bf16" else torch.contiguous_format
-    )
 
 
 def stable_seed(*parts: object) -> int:

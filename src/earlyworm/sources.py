@@ -1,0 +1,270 @@
+"""Named data sets and local files to labelled splits, whatever their examples are; what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from earlyworm.errors import DataError, first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB_NAMES = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "mnist": "ylecun/mnist",
+}
+HUB_COLLECTIONS = {"glue": "nyu-mll/glue"}
+"""Repositories on the Hub that hold several data sets: sst2 of glue is glue/sst2."""
+
+FIXED_SEED = 0  # of a held-out split that is cut and of `limit`: the same examples for every run, whatever its seed
+
+_HELD_OUT = ("test", "validation")  # the first that exists and has labels
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labels, int64 [n] in [0, classes), and examples that are read when asked for; what is wrong with it, in words."""
+
+    name: str
+    labels: Indices
+    classes: int
+    read: Callable[[Indices], Any]
+    flaw: str = ""
+
+
+@dataclass(frozen=True)
+class Division:
+    """What is trained on and what is held out: splits, and which of their examples.
+
+    Attributes:
+        train: The training split.
+        kept: Its examples that are trained on, int64 [N].
+        test: The split of the held-out examples.
+        held: The held-out examples, int64 [M].
+        words: Where they came from, in words.
+    """
+
+    train: Split
+    kept: Indices
+    test: Split
+    held: Indices
+    words: str
+
+
+def divide(name: str, splits: list[Split], noun: str, limit: int | None) -> Division:
+    """Choose what to train on and what to hold out.
+
+    Args:
+        name: The name of the data.
+        splits: The training split and, where there is one, the held-out split; else a fifth of every class is cut off.
+        noun: What an example is called.
+        limit: The most training examples to keep, at least 1; None keeps all.
+
+    Raises:
+        DataError: If a held-out class is never trained on, or too little is left to hold out.
+    """
+    train, test = splits[0], splits[-1]
+    if len(splits) > 1:
+        kept, held = np.arange(len(train.labels)), np.arange(len(test.labels))
+        words = f"held out is {test.name}"
+    else:
+        kept, held = _cut(train, noun)
+        words = f"{name} has no test split: held out is a fifth of every class, drawn with seed {FIXED_SEED}"
+    unknown = np.setdiff1d(test.labels[held], train.labels[kept])
+    if len(unknown):
+        raise DataError(f"{test.name} has label {unknown[0]}, but no training {noun} has: leave it out, or train on it")
+    if limit is not None:
+        kept = np.sort(np.random.default_rng(FIXED_SEED).permutation(kept)[:limit])
+    return Division(train, kept, test, held, words)
+
+
+def _cut(split: Split, noun: str) -> tuple[Indices, Indices]:
+    """Indices of the examples that are left to train on, and of those held out: a fifth of every class."""
+    order = np.random.default_rng(FIXED_SEED).permutation(len(split.labels))
+    members = [order[split.labels[order] == label] for label in range(split.classes)]
+    held = np.sort(np.concatenate([indices[: round(len(indices) / 5)] for indices in members]))
+    if not len(held):
+        raise DataError(f"{len(order)} {noun}s in {split.name} are too few to hold out a fifth: add {noun}s")
+    return np.setdiff1d(order, held), held
+
+
+def open_splits(
+    name: str,
+    noun: str,
+    label_column: str | None,
+    reader: Callable[[Dataset, str, str | None], Callable[[Indices], Any]],
+) -> list[Split]:
+    """The training split and, where there is one, the held-out split: test, or validation where test has no labels.
+
+    Args:
+        name: What `open_data` takes.
+        noun: What an example is called.
+        label_column: The column of the labels; None: found by name and type.
+        reader: From a split, its name in words and the column of the labels to what reads its examples.
+
+    Raises:
+        DataError: If the data are missing or damaged, or labels are missing or out of range.
+    """
+    data = open_data(name)
+    if "train" not in data:
+        raise DataError(f"{name} has no split 'train', only {', '.join(data)}: name another data set")
+
+    words: list[str] | None = None  # labels of the training split, where they are words
+    splits: list[Split] = []
+    for split in ("train", *_HELD_OUT):
+        if split not in data:
+            continue
+        dataset, where = data[split], f"the {split} split of {name}"
+        column = _label_column(dataset, label_column)
+        read = reader(dataset, where, column)
+        if column is None:
+            cure = "call it label, or name it with --label-column"
+            raise DataError(f"no column of labels in {where} (it has {', '.join(dataset.features)}): {cure}")
+        values, feature = dataset.select_columns([column])[:][column], dataset.features[column]
+        if "string" in str(getattr(feature, "dtype", "")):
+            words = sorted({value for value in values if value}) if words is None else words
+            values = _numbered(values, words, where, noun)
+        splits.append(_split(where, values, feature, read, noun))
+        if len(splits) > 1 and (splits[-1].labels >= 0).any():
+            splits[1:] = splits[-1:]
+            break  # else the labels are held back, as those of GLUE's test splits are
+    used = splits[:2]
+    for found in used:
+        if found.flaw:
+            raise DataError(found.flaw)
+    return used
+
+
+def _label_column(dataset: Dataset, wanted: str | None) -> str | None:
+    """The column of the labels, if there is one."""
+    import datasets
+
+    if wanted is not None:
+        if wanted not in dataset.features:
+            raise DataError(f"no column {wanted!r} for the labels: choose from {', '.join(dataset.features)}")
+        return wanted
+    found = []
+    for column, feature in dataset.features.items():
+        # Without the metadata of datasets, labels are integers; in CSV files they may be words.
+        kind = str(getattr(feature, "dtype", ""))
+        named = column in _LABEL_COLUMNS and kind.startswith(("int", "uint", "bool", "string", "large_string"))
+        if isinstance(feature, datasets.ClassLabel) or named:
+            found.append(column)
+    return pick(found, _LABEL_COLUMNS)
+
+
+def pick(found: list[str], preferred: Iterable[str]) -> str | None:
+    """The first preferred column that was found, or else the only one."""
+    return next((column for column in preferred if column in found), found[0] if len(found) == 1 else None)
+
+
+def _numbered(values: list[str | None], words: list[str], where: str, noun: str) -> list[int | None]:
+    """Labels that are words as numbers."""
+    numbers = {word: number for number, word in enumerate(words)}
+    for value in values:
+        if value and value not in numbers:
+            raise DataError(f"{where} has label {value!r}, but no training {noun} has: leave it out, or train on it")
+    return [numbers.get(value or "") for value in values]
+
+
+def _split(where: str, values: list[Any], feature: Any, read: Callable[[Indices], Any], noun: str) -> Split:
+    """A split with these labels."""
+    import datasets
+
+    try:
+        labels = np.array([-1 if value is None else value for value in values] or np.empty(0, np.int64))
+        labels = labels.astype(np.int64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the labels of {where} are {feature}, not classes: name another --label-column") from error
+    classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max(initial=-1)) + 1
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    flaw = "" if len(labels) else f"{where} is empty: add {noun}s to it"
+    if len(wrong):
+        flaw = f"{noun} {wrong[0]} of {where} has label {values[wrong[0]]}: leave it out or give it a class"
+    return Split(where, labels, classes, read, flaw)
+
+
+def open_data(name: str) -> dict[str, Dataset]:
+    """The splits of a data set by name.
+
+    Args:
+        name: A key of `HUB_NAMES`, a collection and one of its data sets (glue/sst2), or another name on the Hub
+            (owner/name), which is asked only for what is not in the local cache; `parquet:DIR` with train*.parquet,
+            and test*.parquet or validation*.parquet, in DIR or DIR/data; `csv:DIR` likewise, or `csv:FILE`; or
+            `imagefolder:DIR` with a folder of images for every class.
+
+    Raises:
+        DataError: If the data are missing or damaged.
+    """
+    scheme, colon, rest = name.partition(":")
+    place = Path(rest)
+    if colon and not (place.is_dir() or (scheme == "csv" and place.is_file())):
+        raise DataError(f"no {'file or ' * (scheme == 'csv')}directory {rest!r} for {name!r}: check the path")
+    return _read_files(place, scheme) if scheme in ("parquet", "csv") else _load(name)
+
+
+def _read_files(place: Path, kind: str) -> dict[str, Dataset]:
+    """Read local tables without the copy that `datasets.load_dataset` would leave in its cache."""
+    import pyarrow.csv
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    if place.is_file():
+        files = {"train": [place]}
+    else:
+        folders = [folder for folder in (place, place / "data") if any(folder.glob(f"train*.{kind}"))]
+        if not folders:
+            raise DataError(f"no train*.{kind} in {place} or its folder data: give the directory that has it")
+        files = {split: sorted(folders[0].glob(f"{split}*.{kind}")) for split in ("train", *_HELD_OUT)}
+    # Quoted texts may hold line breaks.
+    options = {"parse_options": pyarrow.csv.ParseOptions(newlines_in_values=True)}
+    read = pyarrow.parquet.read_table if kind == "parquet" else lambda path: pyarrow.csv.read_csv(path, **options)
+    splits: dict[str, Any] = {}
+    for split, paths in files.items():
+        for path in paths:
+            try:
+                table = read(path)
+                splits[split] = pyarrow.concat_tables([splits[split], table]) if split in splits else table
+            except (OSError, pyarrow.ArrowException) as error:
+                raise DataError(f"{path} cannot be read ({first_line(error)}): get the file again") from error
+    return {split: Dataset(table) for split, table in splits.items()}
+
+
+def _load(name: str) -> dict[str, Dataset]:
+    """Load `imagefolder:DIR`, or a data set from the Hub's local cache, or else from the Hub."""
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # re-exported from whichever HTTP client the hub library uses
+
+    _, folder, directory = name.partition("imagefolder:")
+    owner, _, short = name.rpartition("/")
+    repository, subset = (
+        (HUB_COLLECTIONS[owner], short) if owner in HUB_COLLECTIONS else (HUB_NAMES.get(name, name), None)
+    )
+    try:
+        if folder:
+            return dict(datasets.load_dataset("imagefolder", data_dir=directory))
+        with suppress(OSError, ValueError):  # not in the cache
+            cached = Cache(
+                dataset_name=repository.rpartition("/")[2], config_name=subset, repo_id=repository,
+                version="auto", hash="auto",
+            )  # fmt: skip
+            return dict(cached.as_dataset())
+        HfApi().dataset_info(repository, timeout=10)  # seconds; datasets itself would try again and again
+        return dict(datasets.load_dataset(repository, *([subset] if subset else [])))
+    except (HTTPError, OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        cure = "put every class into a folder of its own" if folder else "check name and network, or use parquet:DIR"
+        raise DataError(f"data {name!r} cannot be loaded ({first_line(error)}): {cure}") from error
