@@ -53,15 +53,26 @@ def compact(
     if round_to != 1:
         ticket = round_ticket(ticket, round_to)
     small = copy_model(model)
-    mask_units_(small, ticket.units.groups, ticket.mask.kept)
-
-    gates = gate_masks(small, ticket.units.groups, ticket.mask.kept)
-    kept = _kept(ticket, gates)
-    remove_units_(small, ticket.units.removable, kept)
-    _hold_the_rest(small, ticket.units.removable, kept, gates)
+    compact_(small, ticket)
     if example_inputs is not None:
         _compare(model, small, ticket, example_inputs)
     return small
+
+
+def compact_(model: nn.Module, ticket: Ticket) -> None:
+    """Cut a model down to its ticket in place, where `compact` would return a new one.
+
+    Parameters that shrink are new objects, which no optimizer knows; all others and all modules stay the same.
+
+    Args:
+        model: A model of the structure that the ticket was drawn from.
+        ticket: The ticket.
+    """
+    gates = gate_masks(model, ticket.units.groups, ticket.mask.kept)
+    kept = _kept(ticket, gates)
+    mask_units_(model, ticket.units.groups, ticket.mask.kept)
+    remove_units_(model, ticket.units.removable, kept)
+    _hold_the_rest(model, ticket.units.removable, kept, gates)
 
 
 def round_ticket(ticket: Ticket, multiple: int) -> Ticket:

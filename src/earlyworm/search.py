@@ -25,6 +25,7 @@ from earlyworm.taylor import TaylorScore
 from earlyworm.ticket import Ticket, fingerprint
 from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
+from earlyworm.weights import check_weights
 
 STATE_VERSION = 2
 
@@ -48,7 +49,7 @@ class TicketSearch:
         min_units: How many units of every group stay, at least 1; retraining may not mend a layer of one unit.
 
     Raises:
-        UnitsError: If the model has no such units.
+        UnitsError: If the model has no such units, or its weights are not there, sharded, quantised or adapted.
         ConfigError: If the ratio, the penalty or `min_units` is impossible.
 
     Example:
@@ -84,6 +85,7 @@ class TicketSearch:
         if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
         self.model = unwrap(model)
+        check_weights(self.model)
         self.pruning_ratio = pruning_ratio
         self.min_units = min_units
         self.emergence = emergence

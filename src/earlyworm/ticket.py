@@ -96,6 +96,9 @@ class Ticket:
         mask_units_(model, self.units.groups, self.mask.kept)
         return AppliedTicket(model, gate_masks(model, self.units.groups, self.mask.kept), optimizers)
 
+    def __repr__(self) -> str:
+        return f"<ticket that keeps {self.mask.units_kept} of {self.mask.units} units>"
+
     def describe(self) -> str:
         """What the ticket is, in words."""
         how = "emerged" if self.emerged else "was drawn by force"

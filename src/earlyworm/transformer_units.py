@@ -13,6 +13,7 @@ from earlyworm.errors import UnitsError
 from earlyworm.inputs import unwrap
 from earlyworm.narrow_attention import reason_against_losing_heads
 from earlyworm.units import Entries, Kind, UnitGroup, Units, named_tensors
+from earlyworm.weights import check_weights
 
 _DESCRIBED_BY: dict[Kind, type[Attention | FeedForward]] = {
     "heads": Attention,
@@ -72,7 +73,7 @@ def find_transformer_units(
     chosen = [kinds] if isinstance(kinds, str) else list(kinds)
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(_DESCRIBED_BY):
         raise UnitsError(f"kinds are {kinds!r}, but must be one or more of {', '.join(_DESCRIBED_BY)}, each once")
-    _check_weights(model)
+    check_weights(model)
     finder = _Finder(model, blocks or {})
     groups: list[UnitGroup] = []
     for kind in _DESCRIBED_BY:
@@ -226,37 +227,3 @@ def _fitting(
         missing = ", ".join(path for path in suitable[0].names() if not block.has(path))
         raise UnitsError(f"{block} is not as it is described: it has no {missing}; give its description in blocks")
     return None
-
-
-def _check_weights(model: nn.Module) -> None:
-    """Make sure that the weights of a model can be masked and cut.
-
-    Raises:
-        UnitsError: If they are wrapped in adapters, sharded, not loaded or quantised; the message names the cure.
-    """
-    for name, module in model.named_modules():
-        if _package(type(module)) == "peft" or hasattr(module, "lora_A"):
-            raise UnitsError(
-                f"{name or 'the model'} is wrapped in an adapter ({type(module).__name__}): search the model that "
-                "merge_and_unload() returns"
-            )
-        if type(module).__name__ == "FullyShardedDataParallel":
-            raise UnitsError(f"{name or 'the model'} is sharded (FSDP): search before sharding, or train with DDP")
-    if getattr(model, "is_quantized", False):
-        raise UnitsError(f"{type(model).__name__} is quantised: load it in full or half precision")
-    for name, parameter in model.named_parameters():
-        kind = type(parameter)
-        if kind.__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):  # the latter is DeepSpeed's
-            raise UnitsError(f"{name} is sharded ({kind.__name__}): search before sharding, or train with DDP")
-        if parameter.is_meta:
-            raise UnitsError(f"{name} is on the meta device: load the weights first")
-        wrapped = not issubclass(kind, nn.Parameter) or _package(kind) in ("bitsandbytes", "torchao")
-        if wrapped or not parameter.is_floating_point() or parameter.element_size() < 2:
-            raise UnitsError(
-                f"{name} is quantised ({kind.__name__}, {parameter.dtype}): load the model in full or half precision"
-            )
-
-
-def _package(cls: type) -> str:
-    """The library that defines a class."""
-    return cls.__module__.partition(".")[0]

@@ -118,6 +118,13 @@ class Units:
     removable: tuple[UnitGroup, ...]
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts: dict[str, int] = {}
+        for group in self.groups:
+            counts[group.kind] = counts.get(group.kind, 0) + group.size
+        words = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        return f"<{words} in {len(self.groups)} groups, {len(self.skipped)} left out>"
+
     @property
     def sizes(self) -> dict[str, int]:
         """Number of units per group name."""

@@ -1,0 +1,84 @@
+"""Find the ticket of a transformer that the Hugging Face Trainer trains: the four lines are marked.
+
+python examples/trainer.py [FOLDER]
+
+FOLDER holds train.parquet and validation.parquet with the columns `sentence` and `label`, such as SST-2. The same
+command goes on after a kill. `torchrun --nproc-per-node 2 examples/trainer.py` trains in two processes.
+"""
+
+import sys
+from pathlib import Path
+
+from datasets import load_dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+import earlyworm as ew
+from earlyworm.integrations.transformers import TicketCallback, load_pretrained, save_pretrained  # 1
+
+
+def make_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of words; a real one comes with a pretrained model."""
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(sentences, trainers.WordLevelTrainer(vocab_size=2000, special_tokens=["[PAD]", "[UNK]"]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_input_names=["input_ids", "attention_mask"]
+    )
+
+
+def accuracy(results) -> dict[str, float]:
+    return {"accuracy": (results.predictions.argmax(1) == results.label_ids).mean().item()}
+
+
+def main(folder: Path, output: Path, limit: int | None = None) -> None:
+    set_seed(0)
+    files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
+    data = load_dataset("parquet", data_files=files)
+    tokenizer = make_tokenizer(data["train"]["sentence"])
+    data = data.map(lambda row: tokenizer(row["sentence"], truncation=True, max_length=24), remove_columns="sentence")
+    train = data["train"] if limit is None else data["train"].select(range(limit))
+
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    trainer = Trainer(
+        BertForSequenceClassification(config),
+        TrainingArguments(
+            str(output),
+            num_train_epochs=12,
+            per_device_train_batch_size=64,
+            learning_rate=1e-3,
+            save_strategy="epoch",
+            save_total_limit=2,
+            report_to="none",
+        ),
+        train_dataset=train,
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        compute_metrics=accuracy,
+    )
+    dense = trainer.model.num_parameters()
+
+    callback = TicketCallback(trainer, units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Worm())  # 2
+    trainer.add_callback(callback)  # 3
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+
+    ticket, result = callback.draw(), trainer.evaluate()["eval_accuracy"]
+    if trainer.is_world_process_zero():
+        save_pretrained(trainer.model, ticket, output / "small")  # 4
+        small = load_pretrained(output / "small")  # anywhere else
+        print(f"the ticket emerged after {ticket.step} steps: {ticket.mask.units_kept} of {ticket.mask.units} units")
+        print(f"{result:.3f} held-out accuracy, {small.num_parameters():,} of {dense:,} parameters")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/sst2"), Path("trainer-output"))
