@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer
 
 import earlyworm as ew
 from earlyworm.cli import parse
+from earlyworm.integrations.transformers import load_pretrained
+from sentences import Sentences, arguments, make_bert
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+PYTHON = [block for language, block in BLOCKS if language == "python"]
 COMMANDS = [line.partition("#")[0].strip() for _, block in BLOCKS for line in block.splitlines()]
 
 
@@ -44,10 +48,18 @@ def test_the_lines_of_the_readme_find_a_ticket():
         "model": model, "x": x, "loader": x, "epochs": 20, "train_one_epoch": train_one_epoch,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
     }  # fmt: skip
-    (code,) = [block for language, block in BLOCKS if language == "python"]
-    exec(code, names)
+    exec(PYTHON[0], names)
     assert names["small"][0].out_channels == 4
     assert isinstance(names["search"], ew.TicketSearch)
+
+
+def test_the_lines_for_the_trainer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(make_bert(), arguments("out", num_train_epochs=10), train_dataset=Sentences())
+    sooner = PYTHON[1].replace("every=100", "every=10, emergence=ew.Emergence(3, epsilon=1.0)")
+    exec(sooner, {"trainer": trainer})
+    small = load_pretrained("small")
+    assert small.num_parameters() == trainer.model.num_parameters() < make_bert().num_parameters()
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("earlyworm ")])

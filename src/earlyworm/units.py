@@ -123,7 +123,7 @@ class Units:
         for group in self.groups:
             counts[group.kind] = counts.get(group.kind, 0) + group.size
         words = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        return f"<{words} in {len(self.groups)} groups, {len(self.skipped)} left out>"
+        return f"<{words}; groups: {len(self.groups)}, left out: {len(self.skipped)}>"
 
     @property
     def sizes(self) -> dict[str, int]:
