@@ -38,7 +38,7 @@ def test_the_run_directory_is_complete(whole):
     config = whole
     directory = RunDirectory.of(config)
     names = {path.name for path in directory.path.iterdir()}
-    assert names == {"config.json", "result.json", "ticket.safetensors", "model.safetensors", "checkpoint"}
+    assert names == {"config.json", "result.json", "ticket.safetensors", "model.safetensors", "checkpoint", ".lock"}
     assert len(list(directory.checkpoints.folder.iterdir())) == 2
     assert directory.read_config() == config
     assert list(directory.path.parent.iterdir()) == [directory.path]

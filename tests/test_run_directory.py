@@ -1,9 +1,12 @@
 """The directory of a run: nothing of anybody else is touched, and damage is told."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
+from earlyworm.config import RunConfig
 from earlyworm.errors import RunError, TicketError
 from earlyworm.run_directory import RunDirectory, load_network
 from runs import copied, refused, small, tree
@@ -70,3 +73,25 @@ def test_a_damaged_network(name, damage, whole, tmp_path):
         load_network(RunDirectory.of(config).path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    code = f"""
+from pathlib import Path
+from earlyworm.errors import RunError
+from earlyworm.run_directory import RunDirectory
+try:
+    with RunDirectory(Path({str(directory.path)!r})).claimed():
+        print("claimed")
+except RunError as error:
+    print(error)
+"""
+
+    def elsewhere():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    with directory.claimed():
+        assert elsewhere() == f"another process is at work in {directory.path}: wait for it, or stop it\n"
+    directory.check_owner(RunConfig())  # what is left behind is nothing
+    assert elsewhere() == "claimed\n"

@@ -174,14 +174,18 @@ def _report(path: Path) -> None:
 
 def _inspect(path: Path) -> None:
     """`earlyworm inspect`."""
+    from earlyworm.ticket import Ticket
+
     if path.is_dir():
         from earlyworm.report import describe_run
         from earlyworm.run_directory import RunDirectory
 
-        _print(describe_run(RunDirectory(path).read_result()))
+        directory = RunDirectory(path)
+        result = directory.read_result()
+        if result.ticket is not None:
+            Ticket.load(directory.ticket)  # it is told if that is damaged
+        _print(describe_run(result))
     else:
-        from earlyworm.ticket import Ticket
-
         _print(Ticket.load(path).describe())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -93,23 +94,30 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     for note in notes:
         observer.note(note)
 
-    if accelerator.is_main_process:  # nothing was written before everything was known to be possible
+    # Nothing was written before everything was known to be possible.
+    with directory.claimed() if accelerator.is_main_process else nullcontext():
+        return _work(Bench(config, directory, accelerator, data, pace, observer), dense, search, tuple(notes))
+
+
+def _work(bench: Bench, dense: nn.Module, search: TicketSearch, notes: tuple[str, ...]) -> RunResult:
+    """Everything that writes: search, compact, retrain, each going on from where it was."""
+    config, directory, accelerator = bench.config, bench.directory, bench.accelerator
+    if accelerator.is_main_process:
         directory.prepare(config)
     accelerator.wait_for_everyone()
     if config.track:
         accelerator.init_trackers("earlyworm", {name: str(value) for name, value in config.settings().items()})
-    bench = Bench(config, directory, accelerator, data, pace, observer)
     with accelerator.main_process_first():  # it removes what is damaged
-        state = directory.checkpoints.load(observer.note)
+        state = directory.checkpoints.load(bench.observer.note)
     found, ticket = search_ticket(bench, dense, search, state)
     small, retrained = None, Retrained()
     if ticket is not None:
         small = compact_ticket(bench, dense, ticket, found)
         retrained = retrain(bench, small, found, state)
-    result = _result(bench, found, retrained, ticket, dense, small, tuple(notes))
+    result = _result(bench, found, retrained, ticket, dense, small, notes)
     if accelerator.is_main_process:
         if small is not None:
-            directory.write_network(small, data.files())
+            directory.write_network(small, bench.data.files())
         directory.write(directory.result, result.to_json().encode())
     accelerator.wait_for_everyone()
     return result

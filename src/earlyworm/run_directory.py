@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
@@ -21,6 +23,8 @@ from earlyworm.files import TEMPORARY, write_atomically
 from earlyworm.models import build_model, load_weights, replace_classifier
 from earlyworm.results import RunResult
 from earlyworm.ticket import Ticket
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class RunDirectory:
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise RunError(f"{self.path} is a file: choose another --output")
-            if not self.path.is_dir() or all(path.match(TEMPORARY) for path in self.path.iterdir()):
+            nothing = (TEMPORARY, _LOCK)
+            if not self.path.is_dir() or all(any(map(path.match, nothing)) for path in self.path.iterdir()):
                 return
         except OSError as error:
             raise RunError(f"cannot read {self.path} ({error.strerror}): choose another --output") from error
@@ -114,6 +119,26 @@ class RunDirectory:
                 write_atomically(self.config, (json.dumps(asdict(config), indent=1) + "\n").encode())
         except OSError as error:
             raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from working on the same run; a process that is killed gives it up.
+
+        Raises:
+            RunError: If one is doing so, or the directory cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"another process is at work in {self.path}: wait for it, or stop it") from error
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read_config(self) -> RunConfig:
         """The settings of the run.
