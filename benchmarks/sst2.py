@@ -46,7 +46,7 @@ def table() -> str:
     """Markdown: one row per kind of units and method, over the seeds that are stored."""
     columns = [
         "units", "method", "seeds", "emerged at epoch", "accuracy before", "pruned", "1 epoch later", "2 epochs later",
-        "final", "parameters", "MACs", "latency, dense", "latency, ticket", "all training FLOPs",
+        "final", "parameters", "MACs", "latency", "all training FLOPs",
     ]  # fmt: skip
     rows, results = [], load(RESULTS)
     for units in UNITS:
@@ -67,8 +67,7 @@ def row(units: tuple[str, ...], method: str, results: list[RunResult]) -> list[s
         spread(results, lambda r: r.accuracy.final),
         spread(results, lambda r: r.ticket and r.ticket.parameters / r.dense.parameters, 100, 0) + " %",
         spread(results, lambda r: r.ticket and r.ticket.macs / r.dense.macs, 100, 0) + " %",
-        spread(results, lambda r: r.dense.latency_seconds, 1000, 1) + " ms",
-        spread(results, lambda r: r.ticket and r.ticket.latency_seconds, 1000, 1) + " ms",
+        spread(results, lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds, 100, 0) + " %",
         spread(results, lambda r: r.total.train_flops / r.total.dense_train_flops, 100, 0) + " %",
     ]  # fmt: skip
 
