@@ -240,14 +240,14 @@ def test_inspect_other_safetensors(refused, copied):
         (["rnu"], ["rnu", "did you mean run?"]),
         (["run", "--ratoi", "0.5"], ["--ratoi", "did you mean --ratio?"]),
         (["run", "--search_epoch", "5"], ["--search", "did you mean --search-epochs?"]),
-        (["run", "--xyzzy"], ["--xyzzy", "earlyworm --help"]),
+        (["run", "--xyzzy"], ["--xyzzy", "earlyworm run --help"]),
         (["run", "extra"], ["extra"]),
         (["run", "--method", "wrom"], ["'wrom'", "'early-bird', 'constant', 'greedy', 'worm'", "did you mean worm?"]),
         (["run", "--optimizer", "adam"], ["'adam'", "did you mean adamw?"]),
         (["run", "--ratio", "half"], ["--ratio", "'half'", "float"]),
         (["run", "--window", "2.5"], ["--window", "'2.5'", "int"]),
         (["run", "--seed"], ["--seed"]),
-        (["report"], ["PATH", "required"]),
+        (["report"], ["PATH", "required", "earlyworm --help"]),
         (["inspect", "a", "b"], ["b"]),
     ],
 )
@@ -277,7 +277,7 @@ def test_wrong_options_in_a_terminal(fresh_python):
     ]
     for line, start in zip(found.splitlines(), starts, strict=True):
         assert line.startswith(f"earlyworm: {start}")
-        assert line.endswith(" (earlyworm --help lists the options)")
+        assert line.endswith(" (earlyworm run --help lists the options)")
         assert line.isprintable()
         assert not set("│─╭╯") & set(line)
 
@@ -340,7 +340,7 @@ def test_other_libraries_show_nothing(folder, tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     kinds = [line.split()[0] for line in done.stderr.splitlines()]
     assert kinds == ["note", "stage", "check", "check", "stage", "recovered"]
-    assert "classifier classifier.1.weight: 10 classes" in done.stderr
+    assert "classifier.1.weight is for 10 classes" in done.stderr
     assert "report: runs/" in done.stdout
 
 

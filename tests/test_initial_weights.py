@@ -43,7 +43,9 @@ def test_weights_from_a_file(whole, tmp_path):
     config = small(tmp_path / "runs", weights=str(tmp_path / "three.safetensors"), retrain_from="rewind")
     recorder = Recorder()
     result = run(config, recorder)
-    note = f"classifier classifier.weight: 3 classes in {tmp_path}/three.safetensors, 10 here: starts anew"
+    note = (
+        f"classifier.weight is for 3 classes in {tmp_path}/three.safetensors: a new one for 10 classes starts at random"
+    )
     assert result.notes == (note,)
     assert recorder.told("note") == [(note,)]
     # The network of the run needs that file no longer.
@@ -119,13 +121,13 @@ def test_weights_of_another_run_for_other_classes(whole, tmp_path, two_classes, 
         torch.rand(3)  # whatever happened before
         network, notes = build_network(config, classes=2, shape=(1, 8, 8))
         networks.append(network.state_dict())
-        assert notes == ["classifier classifier: 10 classes before, 2 here: starts anew"]
+        assert notes == ["classifier was for 10 classes: a new one for 2 classes starts at random"]
     assert same_tensors(*networks)
     assert not same_tensors(
         networks[0], build_network(dataclasses.replace(config, seed=1), classes=2, shape=(1, 8, 8))[0].state_dict()
     )
     result = run(config)
-    assert result.notes == ("classifier classifier: 10 classes before, 2 here: starts anew",)
+    assert result.notes == ("classifier was for 10 classes: a new one for 2 classes starts at random",)
     assert result.data.classes == 2
     assert "has no test split" in result.data.split
     assert held_out_accuracy(config) == result.accuracy.final

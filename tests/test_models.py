@@ -107,7 +107,7 @@ def test_transformers_classifier_for_other_classes_starts_anew(tmp_path, caplog)
     saved = ResNetForImageClassification(tiny_config())
     saved.save_pretrained(tmp_path)
     model, notes = build_model(str(tmp_path), classes=7, channels=3, width=1)
-    assert notes == [f"classifier classifier.1.weight: 4 classes in {tmp_path}, 7 here: starts anew"]
+    assert notes == [f"classifier.1.weight is for 4 classes in {tmp_path}: a new one for 7 classes starts at random"]
     assert logits(model(torch.rand(2, 3, 8, 8))).shape == (2, 7)
     key = "resnet.embedder.embedder.convolution.weight"
     assert torch.equal(model.state_dict()[key], saved.state_dict()[key])
@@ -116,7 +116,7 @@ def test_transformers_classifier_for_other_classes_starts_anew(tmp_path, caplog)
 def test_transformers_network_without_a_classifier(tmp_path):
     ResNetModel(tiny_config()).save_pretrained(tmp_path)
     _, notes = build_model(str(tmp_path), classes=7, channels=3, width=1)
-    assert notes == [f"classifier classifier.1.weight: 0 classes in {tmp_path}, 7 here: starts anew"]
+    assert notes == [f"classifier.1.weight is missing in {tmp_path}: a new one for 7 classes starts at random"]
 
 
 def test_incomplete_weights_are_an_error(tmp_path):
@@ -186,7 +186,7 @@ def test_hub_model_from_the_cache(offline):
     (repository / "refs" / "main").write_text("0" * 40)
     ResNetForImageClassification(tiny_config()).save_pretrained(repository / "snapshots" / ("0" * 40))
     _, notes = build_model("owner/tiny", classes=5, channels=3, width=1)
-    assert notes == ["classifier classifier.1.weight: 4 classes in owner/tiny, 5 here: starts anew"]
+    assert notes == ["classifier.1.weight is for 4 classes in owner/tiny: a new one for 5 classes starts at random"]
 
 
 def test_load_weights_round_trip(tmp_path):
@@ -202,7 +202,9 @@ def test_load_weights_keeps_a_classifier_for_other_classes(tmp_path):
     nn.init.ones_(source.conv.weight)
     save_file(source.state_dict(), file)
     fresh = target.classifier.weight.clone(), target.classifier.bias.clone()
-    assert load_weights(target, file) == [f"classifier classifier.weight: 10 classes in {file}, 5 here: starts anew"]
+    assert load_weights(target, file) == [
+        f"classifier.weight is for 10 classes in {file}: a new one for 5 classes starts at random"
+    ]
     assert torch.equal(target.conv.weight, source.conv.weight)
     assert torch.equal(target.classifier.weight, fresh[0])
     assert torch.equal(target.classifier.bias, fresh[1])
@@ -258,7 +260,7 @@ def test_logits():
 
 def test_replace_classifier():
     model = reference(classes=10)
-    assert replace_classifier(model, 3) == "classifier classifier: 10 classes before, 3 here: starts anew"
+    assert replace_classifier(model, 3) == "classifier was for 10 classes: a new one for 3 classes starts at random"
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
     with pytest.raises(RunError, match="classifier 0 is no linear layer: give data with its 4 classes"):
         replace_classifier(nn.Sequential(nn.Conv2d(1, 4, 1)), 3)

@@ -261,7 +261,7 @@ def test_pairs_and_three_classes(folder, tmp_path):
     result = run(config, recorder)
     assert result.data.classes == 3
     assert recorder.told("note")[0] == (
-        f"classifier classifier.weight: 2 classes in {folder}/encoder, 3 here: starts anew",
+        f"classifier.weight is for 2 classes in {folder}/encoder: a new one for 3 classes starts at random",
     )
     assert held_out_accuracy(config) == result.accuracy.final
 
@@ -308,7 +308,7 @@ def test_an_encoder_without_a_classifier(folder, tmp_path):
     masked.save_pretrained(tmp_path / "masked")  # it has no pooler either, and a head that is not used
     config = small_text(folder, tmp_path, model=str(tmp_path / "masked"))
     model, notes = build_network(config, classes=2, shape=dense.shape)
-    assert notes == [f"classifier classifier.weight: 0 classes in {tmp_path}/masked, 2 here: starts anew"]
+    assert notes == [f"classifier.weight is missing in {tmp_path}/masked: a new one for 2 classes starts at random"]
     key = "bert.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(model.state_dict()[key], masked.state_dict()[key])
     assert isinstance(model, nn.Module)
@@ -319,4 +319,6 @@ def test_an_encoder_without_a_classifier(folder, tmp_path):
     RobertaModel(roberta, add_pooling_layer=False).save_pretrained(tmp_path / "roberta")
     config = small_text(folder, tmp_path, model=str(tmp_path / "roberta"))
     _, notes = build_network(config, classes=4, shape=dense.shape)
-    assert notes == [f"classifier classifier.out_proj.weight: 0 classes in {tmp_path}/roberta, 4 here: starts anew"]
+    assert notes == [
+        f"classifier.out_proj.weight is missing in {tmp_path}/roberta: a new one for 4 classes starts at random"
+    ]

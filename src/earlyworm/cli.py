@@ -95,7 +95,8 @@ def parse(arguments: list[str]) -> RunConfig | Report | Inspect:
             return options
     except SystemExit as leaving:
         if leaving.code:
-            print(f"earlyworm: {_one_line(shown.getvalue())}", file=sys.stderr)
+            command = "earlyworm run" if arguments[:1] == ["run"] else "earlyworm"
+            print(f"earlyworm: {_one_line(shown.getvalue())} ({command} --help lists the options)", file=sys.stderr)
         raise
 
 
@@ -134,7 +135,7 @@ def _one_line(shown: str) -> str:
         valid = [*("run", "report", "inspect"), *options, *message.split("'")[3::2]]
         near = difflib.get_close_matches(wrong[1] or wrong[2], valid, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{message}{hint} (earlyworm --help lists the options)"
+    return f"{message}{hint}"
 
 
 def _run(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from earlyworm.errors import TicketError
+from earlyworm.errors import TicketError, first_line
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.masks import Mask
 from earlyworm.surgery import (
@@ -191,10 +191,17 @@ def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs:
     (masked, trial), inputs = comparable_copies(example_inputs, model, small)
     mask_units_(masked, ticket.units.groups, ticket.mask.kept)
     try:
-        outputs = [*zip(probe(masked, inputs), probe(trial, inputs), strict=True)]
+        expected = probe(masked, inputs)
     except Exception as error:
         raise TicketError(f"{type(model).__name__} cannot be run on the example inputs: {error}") from error
-    if not all(agree(expected, actual) for expected, actual in outputs):
+    try:
+        outputs = [*zip(expected, probe(trial, inputs), strict=True)]
+    except Exception as error:
+        raise TicketError(
+            f"the compacted {type(model).__name__} cannot be run: {first_line(error)}; its forward reads a width or a "
+            "number of heads that is not among the units (of a block that you described: name it in counts)"
+        ) from error
+    if not all(agree(wanted, found) for wanted, found in outputs):
         raise TicketError(
             f"the compacted {type(model).__name__} does not compute what the masked one computes: its forward is not "
             "the one that the ticket was drawn from"

@@ -200,7 +200,7 @@ def replace_classifier(model: nn.Module, classes: int) -> str:
         raise RunError(f"the classifier {name} is no linear layer: give data with its {old.out_channels} classes")
     new = nn.Linear(old.in_features, classes, bias=old.bias is not None)
     model.set_submodule(name, new.to(old.weight))
-    return f"classifier {name}: {old.out_features} classes before, {classes} here: starts anew"
+    return f"{name} was for {old.out_features} classes: a new one for {classes} classes starts at random"
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -234,8 +234,11 @@ def _compare(model: nn.Module, stored: dict[str, torch.Size], source: str) -> tu
     for key in stored:
         if key not in expected:
             raise RunError(f"{source} has a tensor {key}, which the model lacks: {cure}")
-    note = "classifier {}: {} classes in {}, {} here: starts anew"
-    return replaced, [note.format(key, stored[key][0], source, expected[key][0]) for key in replaced[:1]]
+    notes = []
+    for key in replaced[:1]:
+        there = f"is for {stored[key][0]} classes" if stored[key][0] else "is missing"
+        notes.append(f"{key} {there} in {source}: a new one for {expected[key][0]} classes starts at random")
+    return replaced, notes
 
 
 def logits(output: Any) -> Tensor:

@@ -162,7 +162,8 @@ def _sentences(result: RunResult) -> list[str]:
     if search.triggered_epoch is not None:
         trigger = f" (WORM triggered at epoch {search.triggered_epoch:.4g})"
     elif config.method == "worm":
-        trigger = f" (WORM never triggered: no mean distance was below {config.trigger:g})"
+        before = "; until then chi is the mean distance" if config.greedy_first else ""
+        trigger = f" (WORM never triggered: no mean distance was below {config.trigger:g}{before})"
     if search.emerged:
         found = f"The ticket emerged at epoch {draw_epoch(result):.4g}{trigger}."
     elif search.forced:

@@ -48,7 +48,10 @@ class SearchCallback:
         try:
             inspect.signature(TicketSearch).bind(None, **settings)
         except TypeError as error:
-            raise ConfigError(f"{error}: the settings of the search are those of TicketSearch") from error
+            raise ConfigError(
+                f"{error}: the settings are those of TicketSearch, such as units, pruning_ratio, "
+                "emergence=ew.Emergence(window, epsilon), truncation=ew.Worm(trigger, chi)"
+            ) from None
         self.on_emergence = on_emergence
         self.every = every
         self.search: TicketSearch | None = None
@@ -149,7 +152,8 @@ class SearchCallback:
         self.search.detach()
         if not self.search.emerged:
             logger.warning(
-                "no ticket has emerged after %d checks: train longer, raise epsilon, or draw(force=True)",
+                "no ticket has emerged after %d checks: train longer, give emergence=ew.Emergence(window, epsilon) "
+                "with a larger epsilon, or compact(model, draw(force=True))",
                 len(self.history),
             )
 
