@@ -145,6 +145,8 @@ def test_several_kinds_have_a_ratio_each():
     assert {name: int(kept.sum()) for name, kept in ticket.mask.kept.items()}["up"] == 6
     assert ticket.mask.units_kept == 6 + 96
     assert list(ticket.scores) == ["up"]
+    assert "pruning ratio weights 0.25, neurons 0.5" in ticket.describe()
+    assert "pruning ratio 0)" in masked_ticket(model, BOTH, 0).describe()
     small = ew.compact(model, ticket, example_inputs=batch(0)[0])
     assert small.up.out_features == small.down.in_features == 6
     assert int((small.qkv.weight == 0).sum()) == 32

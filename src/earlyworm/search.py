@@ -86,7 +86,7 @@ class TicketSearch:
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
         self.model = unwrap(model)
         check_weights(self.model)
-        self.pruning_ratio = pruning_ratio
+        self.pruning_ratio = dict(pruning_ratio) if isinstance(pruning_ratio, Mapping) else pruning_ratio
         self.min_units = min_units
         self.emergence = emergence
         self.truncation = truncation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -106,7 +107,7 @@ class Ticket:
         kept = {name: f"{int(mask.sum())} of {mask.numel()}" for name, mask in self.mask.kept.items()}
         kinds = " and ".join(dict.fromkeys(self.units.kinds.values()))
         ratio = self.pruning_ratio
-        asked = f"{ratio:g}" if isinstance(ratio, float) else ", ".join(f"{n} {r:g}" for n, r in ratio.items())
+        asked = ", ".join(f"{n} {r:g}" for n, r in ratio.items()) if isinstance(ratio, Mapping) else f"{ratio:g}"
         width = max(len(name) for name in kept)
         return "\n".join(
             [
