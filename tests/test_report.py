@@ -182,7 +182,10 @@ def test_page_shows_its_figures_and_never_scrolls_sideways(visit, result, width)
 
 def test_page_says_what_happened(visit):
     page = visit(EMERGED)
-    assert page.locator("h1").inner_text() == "A ticket emerged at epoch 9: 43% of the MACs, 97.2% accuracy"
+    assert (
+        page.locator("h1").inner_text()
+        == "A ticket emerged at epoch 9: 43% of the MACs, 97.2% accuracy (96.1% before pruning)"
+    )
     table = page.locator("main > section table").first.inner_text()
     assert "0.43" in table
     assert "-25.3 points" in table
@@ -199,7 +202,10 @@ def test_page_says_what_happened(visit):
     ("result", "headline"),
     [
         (NOT_EMERGED, "No ticket emerged"),
-        (FORCED, "No ticket emerged; the newest mask, drawn by force: 43% of the MACs, 97.2% accuracy"),
+        (
+            FORCED,
+            "No ticket emerged; the newest mask, drawn by force: 43% of the MACs, 97.2% accuracy (96.1% before pruning)",
+        ),
     ],
 )
 def test_page_without_emergence_says_so(visit, result, headline):

@@ -146,7 +146,8 @@ def write_report(result: RunResult, path: Path) -> None:
 def _headline(result: RunResult) -> str:
     if result.ticket is None:
         return "No ticket emerged"
-    gain = f"{result.ticket.macs / result.dense.macs:.0%} of the MACs, {_percent(result.accuracy.final)} accuracy"
+    before, final = _percent(result.accuracy.before), _percent(result.accuracy.final)
+    gain = f"{result.ticket.macs / result.dense.macs:.0%} of the MACs, {final} accuracy ({before} before pruning)"
     if result.search.emerged:
         return f"A ticket emerged at epoch {draw_epoch(result):.4g}: {gain}"
     return f"No ticket emerged; the newest mask, drawn by force: {gain}"
