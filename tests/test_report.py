@@ -204,7 +204,8 @@ def test_page_says_what_happened(visit):
         (NOT_EMERGED, "No ticket emerged"),
         (
             FORCED,
-            "No ticket emerged; the newest mask, drawn by force: 43% of the MACs, 97.2% accuracy (96.1% before pruning)",
+            "No ticket emerged; the newest mask, drawn by force: "
+            "43% of the MACs, 97.2% accuracy (96.1% before pruning)",
         ),
     ],
 )
