@@ -32,8 +32,9 @@ TEXT = {
 }  # fmt: skip
 # What a field needs beside it to be possible.
 WITH = {
-    "task": {"model": "owner/network", "data": "owner/data"}, "head_ratio": {"units": ("heads", "neurons")},
-    "text_columns": {"task": "text", "model": "owner/network", "data": "csv:f"},
+    "task": {"model": "owner/network", "data": "owner/data", "units": ("heads",)},
+    "head_ratio": {"units": ("heads", "neurons")},
+    "text_columns": {"task": "text", "model": "owner/network", "data": "csv:f", "units": ("heads",)},
 }  # fmt: skip
 PRESENTATION = {"output", "overwrite", "track", "force_draw"}
 
@@ -291,6 +292,10 @@ def test_what_names_tell_of_the_data(model, data, task):
         ({**TEXT, "text_columns": ("a", "b", "c")}, ["text_columns is a b c", "one column, or two"]),
         ({"units": ("head",)}, ["unknown units 'head'", "did you mean 'heads'?"]),
         ({"units": ()}, ["units is empty", "one or more of channels"]),
+        (
+            {"task": "text", "model": "a/b", "data": "csv:f"},
+            ["units is channels", "heads, neurons or weights"],
+        ),
         ({"units": ("heads", "heads")}, ["units is heads heads", "each once"]),
         ({"head_ratio": 0.5}, ["head_ratio is 0.5", "None where heads are not among the units"]),
         ({"head_ratio": 1.0, "units": ("heads",)}, ["head_ratio is 1.0", "in [0, 1)"]),

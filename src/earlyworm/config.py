@@ -290,6 +290,7 @@ def _check_task(config: RunConfig) -> None:
     _require(named != "images", "data", config.data, "text, such as csv:FILE, parquet:DIR or glue/sst2")
     _require(config.model not in MODELS, "model", config.model, "a text model of transformers, since the data are text")
     _require(config.augment == "none", "augment", config.augment, "none for text")
+    _require("channels" not in config.units, "units", " ".join(config.units), "heads, neurons or weights for text")
     _require(
         len(config.text_columns) <= 2, "text_columns", " ".join(config.text_columns), "one column, or two of pairs"
     )
