@@ -24,11 +24,13 @@ def marked(scores, count):
     return torch.cat([unpack(some, score.numel()) for some, score in zip(bits, scores, strict=True)])
 
 
-@pytest.fixture
-def tiny_pieces(monkeypatch):
-    """Limits so small that every branch is taken on small tensors."""
-    for name, value in {"_PIECE": 64, "_SAMPLE": 32, "_GATHER": 40}.items():
+@pytest.fixture(params=["numpy", "torch"])
+def tiny_pieces(monkeypatch, request):
+    """Limits so small that every branch is taken on small tensors; by PyTorch as on any device but a CPU."""
+    for name, value in {"_PIECE": 64, "_PIECE_ELSEWHERE": 64, "_SAMPLE": 32, "_GATHER": 40}.items():
         monkeypatch.setattr(selection, name, value)
+    if request.param == "torch":
+        monkeypatch.setattr(selection, "_IN_NUMPY", ())
 
 
 @pytest.mark.usefixtures("tiny_pieces")

@@ -14,6 +14,7 @@ _PIECE = 1 << 18  # scores looked at together on a CPU: a megabyte stays in the 
 _PIECE_ELSEWHERE = 1 << 24
 _SAMPLE = 1 << 16  # scores that the first guess of the threshold rests on
 _GATHER = 1 << 20  # scores that are copied, at most
+_IN_NUMPY = ("cpu",)  # device types whose tensors NumPy can read
 
 
 def lowest(scores: Sequence[Tensor], count: int) -> list[Tensor]:
@@ -75,7 +76,7 @@ def _threshold(scores: Sequence[Tensor], count: int) -> tuple[float, int, int]:
         if below >= count:  # the sample misled
             low, high = 0.0, float(np.nextafter(np.float32(low), np.float32(0)))
         elif below + inside < count:
-            low, high = float(np.nextafter(np.float32(high), np.float32(np.inf))), math.inf
+            low, high = _after(high), math.inf
         elif low == high:
             return low, below, inside
         elif inside == values.numel():
@@ -126,9 +127,14 @@ def _look(scores: Sequence[Tensor], low: float, high: float) -> tuple[int, int, 
 def _halve(scores: Sequence[Tensor], low: float, high: float, count: int) -> tuple[float, float]:
     """The half of [low, high] that holds the `count`-th lowest score; the bits of floats are in order of value."""
     first, last = (int(np.float32(end).view(np.int32)) for end in (low, high))
-    middle = np.int32((first + last) // 2).view(np.float32)
+    middle = float(np.int32((first + last) // 2).view(np.float32))
     until = sum(int(xp.count_nonzero(piece <= middle)) for score in scores for piece, xp in _pieces(score))
-    return (low, float(middle)) if until >= count else (float(np.nextafter(middle, np.float32(np.inf))), high)
+    return (low, middle) if until >= count else (_after(middle), high)
+
+
+def _after(value: float) -> float:
+    """The next larger float32."""
+    return float(np.nextafter(np.float32(value), np.float32(np.inf)))
 
 
 @torch.no_grad()
@@ -141,9 +147,9 @@ def _pieces(score: Tensor) -> Iterator[tuple[Any, Any]]:
     score = score.detach()
     if score.is_contiguous():
         score = score.view(-1)
-    on_cpu = score.device.type == "cpu"
+    in_numpy = score.device.type in _IN_NUMPY
     row = math.prod(score.shape[1:])
-    rows = max(8, (_PIECE if on_cpu else _PIECE_ELSEWHERE) // max(1, row) // 8 * 8)
+    rows = max(8, (_PIECE if in_numpy else _PIECE_ELSEWHERE) // max(1, row) // 8 * 8)
     for part in torch.split(score, rows):
         piece = part.abs().float().reshape(-1)
-        yield (piece.numpy(), np) if on_cpu else (piece, torch)
+        yield (piece.numpy(), np) if in_numpy else (piece, torch)
