@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import earlyworm as ew
-from earlyworm.models import build_model
+from earlyworm.experiments.models import build_model
 from earlyworm.ticket import fingerprint
 
 

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import torch
 
-from earlyworm.config import RunConfig
-from earlyworm.data import load_data
-from earlyworm.experiment import make_accelerator, run
-from earlyworm.run_directory import RunDirectory, build_network
-from earlyworm.training import Pace, evaluate, make_optimizer, train_steps
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import load_data
+from earlyworm.experiments.run import make_accelerator, run
+from earlyworm.experiments.run_directory import RunDirectory, build_network
+from earlyworm.experiments.training import Pace, evaluate, make_optimizer, train_steps
 
 
 def train_dense(config: RunConfig) -> float:

@@ -11,8 +11,8 @@ stores its result.json in benchmarks/results/. The sentences that the accuracies
 from collections.abc import Iterable
 from pathlib import Path
 
-from earlyworm.config import RunConfig
-from earlyworm.results import RunResult
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.results import RunResult
 from stored import HERE, emergence, load, markdown, parser, spread, train, write_between
 
 RESULTS = HERE / "results" / "sst2"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import earlyworm as ew
-from earlyworm.models import resnet18
+from earlyworm.experiments.models import resnet18
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from earlyworm.config import RunConfig
-from earlyworm.results import RunResult
-from earlyworm.run_directory import RunDirectory
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "results.md"

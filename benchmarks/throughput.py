@@ -25,12 +25,12 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from earlyworm.config import RunConfig
-from earlyworm.experiment import make_accelerator
-from earlyworm.image_data import ImageData
-from earlyworm.models import build_model
-from earlyworm.run_directory import RunDirectory
-from earlyworm.training import Pace, make_optimizer, train_steps
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.image_data import ImageData
+from earlyworm.experiments.models import build_model
+from earlyworm.experiments.run import make_accelerator
+from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.experiments.training import Pace, make_optimizer, train_steps
 
 CASES = [
     ("resnet18", 0.25, 8, 1, "fp32", 32),

@@ -12,8 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-import earlyworm.experiment
-import earlyworm.stages
+import earlyworm.experiments.run
+import earlyworm.experiments.stages
 from runs import Recorder, forget_garbage, small
 
 torch.set_num_threads(1)
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
     """A small run that nobody has interrupted: its settings, and what its observer was told."""
     forget_garbage()
     config, recorder = small(tmp_path_factory.mktemp("finished")), Recorder()
-    earlyworm.experiment.run(config, recorder)
+    earlyworm.experiments.run.run(config, recorder)
     return config, recorder
 
 
@@ -63,30 +63,30 @@ def untrained(monkeypatch):
     def fail(*_, **options):
         raise AssertionError(f"trains in the {options['stage']}")
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", fail)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", fail)
 
 
 @pytest.fixture
 def stages_trained(monkeypatch):
     """Which stages are trained, a name for every call."""
-    calls, real = [], earlyworm.stages.train_steps
+    calls, real = [], earlyworm.experiments.stages.train_steps
 
     def recorded(*args, **options):
         calls.append(options["stage"])
         return real(*args, **options)
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", recorded)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", recorded)
     return calls
 
 
 @pytest.fixture
 def first_weights(monkeypatch):
     """The networks with which retraining starts, as state dictionaries."""
-    states, real = [], earlyworm.stages.retrain
+    states, real = [], earlyworm.experiments.stages.retrain
 
     def recorded(bench, network, *rest):
         states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
         return real(bench, network, *rest)
 
-    monkeypatch.setattr(earlyworm.experiment, "retrain", recorded)
+    monkeypatch.setattr(earlyworm.experiments.run, "retrain", recorded)
     return states

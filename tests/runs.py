@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from earlyworm.config import RunConfig
-from earlyworm.data import load_data
-from earlyworm.experiment import make_accelerator, run
-from earlyworm.run_directory import RunDirectory, load_network
-from earlyworm.training import evaluate
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import load_data
+from earlyworm.experiments.run import make_accelerator, run
+from earlyworm.experiments.run_directory import RunDirectory, load_network
+from earlyworm.experiments.training import evaluate
 
 # On digits: three checks, WORM triggers at the second, the ticket emerges at the third, two and a half epochs remain.
 SMALL = {

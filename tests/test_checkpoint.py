@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import earlyworm.ticket
-from earlyworm.checkpoint import Checkpoints
 from earlyworm.errors import RunError
+from earlyworm.experiments.checkpoint import Checkpoints
 from earlyworm.files import TEMPORARY, pack, unpack
 from runs import largest_file
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError
-from earlyworm.names import MODELS, suggest, task_by_name
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.names import MODELS, suggest, task_by_name
 
 FIELDS = [field.name for field in dataclasses.fields(RunConfig)]
 

@@ -14,9 +14,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
 from earlyworm.errors import DataError
-from earlyworm.image_data import augment, epoch_order, load_images, normalise
-from earlyworm.names import DATA_NAMES
-from earlyworm.sources import FIXED_SEED, HUB_NAMES
+from earlyworm.experiments.image_data import augment, epoch_order, load_images, normalise
+from earlyworm.experiments.names import DATA_NAMES
+from earlyworm.experiments.sources import FIXED_SEED, HUB_NAMES
 
 REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -6,10 +6,10 @@ import io
 import pytest
 from rich.console import Console
 
-from earlyworm.config import RunConfig
-from earlyworm.display import Display
-from earlyworm.report import describe_run, result_table, summary
-from earlyworm.results import CheckRecord, RunResult
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.results import CheckRecord, RunResult
+from earlyworm.reporting.display import Display
+from earlyworm.reporting.run_report import describe_run, result_table, summary
 from test_report import EMERGED, FORCED, NOT_EMERGED, SAMPLES
 
 FIRST = CheckRecord(

@@ -9,17 +9,17 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
-import earlyworm.checkpoint
-import earlyworm.experiment
-import earlyworm.run_directory
-import earlyworm.stages
-import earlyworm.training
+import earlyworm.experiments.checkpoint
+import earlyworm.experiments.run
+import earlyworm.experiments.run_directory
+import earlyworm.experiments.stages
+import earlyworm.experiments.training
 from earlyworm import compact
-from earlyworm.data import load_data
 from earlyworm.errors import ConfigError, DataError, RunError
-from earlyworm.experiment import run
-from earlyworm.results import RunResult
-from earlyworm.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.data import load_data
+from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.run import run
+from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.ticket import Ticket
 from runs import (
     Recorder,
@@ -116,8 +116,8 @@ def test_the_saved_network_has_the_recorded_accuracy_in_a_fresh_process(whole, f
     path = RunDirectory.of(config).path
     found = fresh_python(f"""
         import torch
-        from earlyworm.image_data import load_images, normalise
-        from earlyworm.run_directory import load_network
+        from earlyworm.experiments.image_data import load_images, normalise
+        from earlyworm.experiments.run_directory import load_network
         model, data = load_network({str(path)!r}).eval(), load_images("digits", limit=200)
         with torch.inference_mode():
             images = normalise(data.test_images, data.mean, data.std, torch.float32)
@@ -187,7 +187,7 @@ def test_held_out_images_are_never_trained_on(whole, tmp_path, monkeypatch):
         images = torch.randint(256, data.test_images.shape, generator=generator, dtype=torch.uint8)
         return dataclasses.replace(data, test_images=images, test_labels=9 - data.test_labels)
 
-    monkeypatch.setattr(earlyworm.experiment, "load_data", poisoned)
+    monkeypatch.setattr(earlyworm.experiments.run, "load_data", poisoned)
     config = elsewhere(whole, tmp_path)
     result = run(config)
     assert result.accuracy.final != RunDirectory.of(whole).read_result().accuracy.final
@@ -206,14 +206,14 @@ def test_checks_once_an_epoch(tmp_path):
 def test_what_retraining_starts_from(retrain_from, whole, tmp_path, first_weights, monkeypatch):
     config = elsewhere(whole, tmp_path, retrain_from=retrain_from)
     searched = {}
-    real = earlyworm.experiment.search_ticket
+    real = earlyworm.experiments.run.search_ticket
 
     def recorded(bench, dense, *rest):
         found = real(bench, dense, *rest)
         searched.update(dense=dense)
         return found
 
-    monkeypatch.setattr(earlyworm.experiment, "search_ticket", recorded)
+    monkeypatch.setattr(earlyworm.experiments.run, "search_ticket", recorded)
     result = run(config)
     ticket = Ticket.load(RunDirectory.of(config).ticket)
     initial, _ = build_network(config, classes=10, shape=(1, 8, 8))
@@ -297,13 +297,13 @@ def test_a_ticket_that_does_not_emerge(tmp_path, untrained_after):
 @pytest.fixture
 def untrained_after(monkeypatch):
     """Makes training in a stage an error."""
-    real, forbidden = earlyworm.stages.train_steps, [None]
+    real, forbidden = earlyworm.experiments.stages.train_steps, [None]
 
     def train_steps(*args, **options):
         assert options["stage"] != forbidden[0]
         return real(*args, **options)
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", train_steps)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", train_steps)
     return lambda stage: forbidden.__setitem__(0, stage)
 
 
@@ -385,7 +385,7 @@ def test_other_runs_are_resumed_bit_for_bit_too(changes, tmp_path):
 
 
 def test_both_stages_compute_in_bf16(tmp_path, monkeypatch):
-    dtypes, real = {}, earlyworm.stages.train_steps
+    dtypes, real = {}, earlyworm.experiments.stages.train_steps
 
     def watched(model, *args, **options):
         convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -395,7 +395,7 @@ def test_both_stages_compute_in_bf16(tmp_path, monkeypatch):
         handle.remove()
         return loss
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", watched)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", watched)
     run(small(tmp_path, precision="bf16", epochs=2, search_epochs=1, epsilon=1.0))
     assert dtypes == {"search": {torch.bfloat16}, "retrain": {torch.bfloat16}}
 
@@ -432,7 +432,7 @@ def test_a_finished_run_is_not_overwritten_by_an_impossible_one(whole, tmp_path,
     def fail(*_, **__):
         raise DataError("gone")
 
-    monkeypatch.setattr(earlyworm.experiment, "load_data", fail)
+    monkeypatch.setattr(earlyworm.experiments.run, "load_data", fail)
     refused(dataclasses.replace(config, overwrite=True), DataError, "gone")
     assert tree(tmp_path) == before
 

@@ -7,8 +7,8 @@ from transformers import BertConfig, ResNetConfig, ResNetForImageClassification,
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from earlyworm.errors import ConfigError, DataError, RunError
-from earlyworm.models import REFERENCE, build_model, load_weights, logits, replace_classifier, scaled
-from earlyworm.names import MODELS
+from earlyworm.experiments.models import REFERENCE, build_model, load_weights, logits, replace_classifier, scaled
+from earlyworm.experiments.names import MODELS
 
 
 def tiny_config(**changes):

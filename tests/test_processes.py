@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import earlyworm.checkpoint
-import earlyworm.experiment
-import earlyworm.run_directory
-import earlyworm.stages
+import earlyworm.experiments.checkpoint
+import earlyworm.experiments.run
+import earlyworm.experiments.run_directory
+import earlyworm.experiments.stages
+import earlyworm.reporting.run_report
 from earlyworm.cli import main
-from earlyworm.experiment import run
-from earlyworm.run_directory import RunDirectory
+from earlyworm.experiments.run import run
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.ticket import Ticket
 from runs import Recorder, options, outcome, small
 
@@ -117,13 +118,13 @@ def on_rank(rank, port, job, config, folder):
     os.dup2(output.fileno(), 1)
     if rank:
         forbid_writing()
-    networks, real = [], earlyworm.experiment.retrain
+    networks, real = [], earlyworm.experiments.run.retrain
 
     def retrain(bench, network, *rest):
         networks.append(network)
         return real(bench, network, *rest)
 
-    earlyworm.experiment.retrain = retrain
+    earlyworm.experiments.run.retrain = retrain
     if job == "interrupted":
         interrupt_at(4)
         try:
@@ -140,12 +141,17 @@ def forbid_writing():
     def write(path, content):
         raise AssertionError(f"this process must not write {path}")
 
-    for module in (earlyworm.checkpoint, earlyworm.run_directory, sys.modules["earlyworm.report"], earlyworm.ticket):
+    for module in (
+        earlyworm.experiments.checkpoint,
+        earlyworm.experiments.run_directory,
+        earlyworm.reporting.run_report,
+        earlyworm.ticket,
+    ):
         module.write_atomically = write
 
 
 def interrupt_at(call):
-    real, calls = earlyworm.stages.train_steps, []
+    real, calls = earlyworm.experiments.stages.train_steps, []
 
     def train_steps(*args, **options):
         calls.append(1)
@@ -153,7 +159,7 @@ def interrupt_at(call):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    earlyworm.stages.train_steps = train_steps
+    earlyworm.experiments.stages.train_steps = train_steps
 
 
 def launch(context, job, config, folder):

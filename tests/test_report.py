@@ -7,10 +7,9 @@ import shutil
 
 import pytest
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, RunError
-from earlyworm.report import write_report
-from earlyworm.results import (
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.results import (
     AccuracyResult,
     CheckRecord,
     DataSummary,
@@ -20,6 +19,7 @@ from earlyworm.results import (
     TicketCost,
     TotalCost,
 )
+from earlyworm.reporting.run_report import write_report
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [

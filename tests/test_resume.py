@@ -6,15 +6,15 @@ import shutil
 
 import pytest
 
-import earlyworm.checkpoint
-import earlyworm.experiment
-import earlyworm.run_directory
-import earlyworm.stages
-import earlyworm.training
+import earlyworm.experiments.checkpoint
+import earlyworm.experiments.run
+import earlyworm.experiments.run_directory
+import earlyworm.experiments.stages
+import earlyworm.experiments.training
 from earlyworm.errors import RunError, TicketError
-from earlyworm.experiment import run
+from earlyworm.experiments.run import run
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.files import write_atomically
-from earlyworm.run_directory import RunDirectory
 from runs import (
     Recorder,
     copied,
@@ -45,7 +45,7 @@ def writes(monkeypatch):
         if (number, "after") in stop:
             raise stop[number, "after"]
 
-    for module in (earlyworm.checkpoint, earlyworm.run_directory):
+    for module in (earlyworm.experiments.checkpoint, earlyworm.experiments.run_directory):
         monkeypatch.setattr(module, "write_atomically", write)
     return names, stop
 
@@ -83,7 +83,7 @@ def test_interrupted_in_the_middle_of_training(step, whole, tmp_path, monkeypatc
 
     recorder = Recorder()
     recorder.progress = interrupt
-    monkeypatch.setattr(earlyworm.training, "_REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(earlyworm.experiments.training, "_REPORT_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(config, recorder)
     run(config)
@@ -151,7 +151,7 @@ def test_overwrite_may_be_interrupted(whole, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(earlyworm.run_directory.shutil, "rmtree", interrupt)
+    monkeypatch.setattr(earlyworm.experiments.run_directory.shutil, "rmtree", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(dataclasses.replace(config, overwrite=True))
     assert not directory.result.exists()
@@ -204,7 +204,7 @@ def test_a_disk_that_is_full_for_one_file(number, name, whole, tmp_path, writes)
 
 @pytest.mark.parametrize("call", [2, 4])  # in the search, in retraining
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, whole, tmp_path, monkeypatch):
-    config, real, calls = elsewhere(whole, tmp_path), earlyworm.stages.train_steps, []
+    config, real, calls = elsewhere(whole, tmp_path), earlyworm.experiments.stages.train_steps, []
 
     def poisoned(model, *args, **options):
         calls.append(options["stage"])
@@ -212,10 +212,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, whole, t
             next(model.parameters()).data[0] = math.nan
         return real(model, *args, **options)
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", poisoned)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", poisoned)
     refused(config, RunError, "the loss became nan in epoch 1 of the", "at learning rate 0.02", "lower --lr")
     assert len(list(RunDirectory.of(config).checkpoints.folder.iterdir())) == min(2, call - 1)
-    monkeypatch.setattr(earlyworm.stages, "train_steps", real)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", real)
     run(config)
     assert outcome(config) == outcome(whole)
 

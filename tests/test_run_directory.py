@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import RunError, TicketError
-from earlyworm.run_directory import RunDirectory, load_network
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.run_directory import RunDirectory, load_network
 from runs import copied, refused, small, tree
 
 
@@ -80,7 +80,7 @@ def test_one_process_at_a_time_works_on_a_run(tmp_path):
     code = f"""
 from pathlib import Path
 from earlyworm.errors import RunError
-from earlyworm.run_directory import RunDirectory
+from earlyworm.experiments.run_directory import RunDirectory
 try:
     with RunDirectory(Path({str(directory.path)!r})).claimed():
         print("claimed")

@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from earlyworm import cli
-from earlyworm.config import RunConfig
-from earlyworm.run_directory import RunDirectory
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.run_directory import RunDirectory
 from runs import classifier_directory, tree
 from test_config import TEXT
 from texts import encoder_directory, reviews, small_text, write_all, write_csv

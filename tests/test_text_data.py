@@ -11,11 +11,11 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from earlyworm.config import RunConfig
-from earlyworm.data import load_data, task_of
 from earlyworm.errors import ConfigError, DataError, RunError
-from earlyworm.run_directory import build_network
-from earlyworm.text_data import Tokens, bucketed_order
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import load_data, task_of
+from earlyworm.experiments.run_directory import build_network
+from earlyworm.experiments.text_data import Tokens, bucketed_order
 from runs import classifier_directory
 from texts import VOCABULARY, encoder_directory, reviews, small_text, write_all, write_csv
 

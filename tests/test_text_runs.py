@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-import earlyworm.experiment
-import earlyworm.stages
-import earlyworm.training
-from earlyworm.data import load_data
+import earlyworm.experiments.run
+import earlyworm.experiments.stages
+import earlyworm.experiments.training
 from earlyworm.errors import ConfigError, DataError, RunError
-from earlyworm.experiment import run
-from earlyworm.report import describe_run, summary, write_report
-from earlyworm.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.data import load_data
+from earlyworm.experiments.run import run
+from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.reporting.run_report import describe_run, summary, write_report
 from earlyworm.ticket import Ticket
 from runs import (
     Recorder,
@@ -99,7 +99,7 @@ def test_the_network_loads_without_what_it_was_made_from(whole, folder, tmp_path
     found = fresh_python(f"""
         import torch
         from transformers import AutoTokenizer
-        from earlyworm.run_directory import load_network
+        from earlyworm.experiments.run_directory import load_network
         model = load_network({str(directory.path)!r}).eval()
         tokenizer = AutoTokenizer.from_pretrained({str(directory.network)!r})
         texts = ["the film was good", "a very bad plot", "bad", "it was good and the end"]
@@ -154,7 +154,7 @@ def test_interrupted_in_the_middle_of_an_epoch(whole, tmp_path, monkeypatch):
 
     recorder = Recorder()
     recorder.progress = interrupt
-    monkeypatch.setattr(earlyworm.training, "_REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(earlyworm.experiments.training, "_REPORT_SECONDS", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run(config, recorder)
     run(config)
@@ -175,7 +175,7 @@ def test_interrupted_while_the_network_is_written(whole, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="has no result yet"):
         load_network(RunDirectory.of(config).path)
     monkeypatch.undo()
-    monkeypatch.setattr(earlyworm.stages, "train_steps", None)  # everything else is there already
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", None)  # everything else is there already
     run(config)
     assert outcome(config) == outcome(whole)
     assert tree(RunDirectory.of(config).network) == tree(RunDirectory.of(whole).network)
@@ -223,7 +223,7 @@ def test_held_out_texts_are_never_trained_on(whole, tmp_path, monkeypatch):
         test = dataclasses.replace(data.test, columns={"input_ids": tokens.flip(0)})
         return dataclasses.replace(data, test=test, test_labels=1 - data.test_labels)
 
-    monkeypatch.setattr(earlyworm.experiment, "load_data", poisoned)
+    monkeypatch.setattr(earlyworm.experiments.run, "load_data", poisoned)
     config = elsewhere(whole, tmp_path)
     result = run(config)
     assert result.accuracy.final != RunDirectory.of(whole).read_result().accuracy.final
@@ -231,7 +231,7 @@ def test_held_out_texts_are_never_trained_on(whole, tmp_path, monkeypatch):
 
 
 def test_batches_are_padded_to_their_longest_text(folder, tmp_path, monkeypatch):
-    shapes, real = [], earlyworm.stages.train_steps
+    shapes, real = [], earlyworm.experiments.stages.train_steps
 
     def watched(model, *args, **options):
         handle = model.register_forward_pre_hook(
@@ -241,7 +241,7 @@ def test_batches_are_padded_to_their_longest_text(folder, tmp_path, monkeypatch)
         handle.remove()
         return loss
 
-    monkeypatch.setattr(earlyworm.stages, "train_steps", watched)
+    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", watched)
     run(small_text(folder, tmp_path, epochs=2, search_epochs=1))
     assert len(shapes) == 15
     assert len({max(lengths) for lengths in shapes}) > 3

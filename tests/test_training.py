@@ -9,13 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from earlyworm import training
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, RunError
-from earlyworm.experiment import make_accelerator
-from earlyworm.files import pack, unpack
-from earlyworm.image_data import ImageData, epoch_order, normalise
-from earlyworm.run_directory import RunDirectory
-from earlyworm.training import (
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.image_data import ImageData, epoch_order, normalise
+from earlyworm.experiments.run import make_accelerator
+from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.experiments.training import (
     Pace,
     check_batch,
     evaluate,
@@ -24,6 +23,7 @@ from earlyworm.training import (
     stable_seed,
     train_steps,
 )
+from earlyworm.files import pack, unpack
 
 IMAGES, TEST, CLASSES = 44, 20, 3
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from earlyworm.config import RunConfig
+from earlyworm.experiments.config import RunConfig
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["good", "bad", "film", "the", "a", "very", "was", "it", "and", "plot", "actor", "scene", "music", "end"]

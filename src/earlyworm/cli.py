@@ -16,9 +16,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import EarlywormError
-from earlyworm.names import task_by_name
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.names import task_by_name
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
@@ -116,7 +116,7 @@ def _defaults(arguments: list[str]) -> RunConfig:
         if task is None:
             RunConfig(data=found.data)  # a name that cannot be is an error before anything heavy is imported
             _silence()
-            from earlyworm.data import task_of
+            from earlyworm.experiments.data import task_of
 
             task = task_of(found.model, found.data)
     if task != "text":
@@ -141,10 +141,10 @@ def _one_line(shown: str) -> str:
 def _run(config: RunConfig) -> None:
     """`earlyworm run`."""
     _silence()
-    from earlyworm.display import Display
-    from earlyworm.experiment import run
-    from earlyworm.report import result_table, summary, write_report
-    from earlyworm.run_directory import RunDirectory
+    from earlyworm.experiments.run import run
+    from earlyworm.experiments.run_directory import RunDirectory
+    from earlyworm.reporting.display import Display
+    from earlyworm.reporting.run_report import result_table, summary, write_report
 
     with Display() as display:
         result = run(config, display)
@@ -165,8 +165,8 @@ def _silence() -> None:
 
 def _report(path: Path) -> None:
     """`earlyworm report`."""
-    from earlyworm.report import write_report
-    from earlyworm.run_directory import RunDirectory
+    from earlyworm.experiments.run_directory import RunDirectory
+    from earlyworm.reporting.run_report import write_report
 
     directory = RunDirectory(path)
     write_report(directory.read_result(), directory.report)
@@ -178,8 +178,8 @@ def _inspect(path: Path) -> None:
     from earlyworm.ticket import Ticket
 
     if path.is_dir():
-        from earlyworm.report import describe_run
-        from earlyworm.run_directory import RunDirectory
+        from earlyworm.experiments.run_directory import RunDirectory
+        from earlyworm.reporting.run_report import describe_run
 
         directory = RunDirectory(path)
         result = directory.read_result()

@@ -12,11 +12,18 @@ from plotly.offline import get_plotlyjs
 from rich import box
 from rich.table import Table
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import RunError
-from earlyworm.figures import PALETTE, accuracy_figure, distance_figure, draw_epoch, layers_figure, retrain_length
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.results import RunResult
 from earlyworm.files import write_atomically
-from earlyworm.results import RunResult
+from earlyworm.reporting.run_figures import (
+    PALETTE,
+    accuracy_figure,
+    distance_figure,
+    draw_epoch,
+    layers_figure,
+    retrain_length,
+)
 
 _RETRAINED_FROM = {
     "emergence": "from the weights at emergence",
@@ -120,8 +127,10 @@ def write_report(result: RunResult, path: Path) -> None:
     figures = {"distance": distance_figure(result), "accuracy": accuracy_figure(result)}
     if result.layers:
         figures["layers"] = layers_figure(result)
-    environment = Environment(loader=PackageLoader("earlyworm", ""), autoescape=True, undefined=StrictUndefined)
-    page = environment.get_template("report.html.jinja").render(
+    environment = Environment(
+        loader=PackageLoader("earlyworm.reporting", ""), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("run_report.html.jinja").render(
         result=result,
         command=result.config.command(),
         headline=_headline(result),

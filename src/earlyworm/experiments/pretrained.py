@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from earlyworm.errors import DataError, RunError, first_line
-from earlyworm.names import Task
+from earlyworm.experiments.names import Task
 
 _KINDS = {"images": "an image classifier", "text": "a text model"}
 

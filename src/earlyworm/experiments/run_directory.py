@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
-from earlyworm.checkpoint import Checkpoints
 from earlyworm.compaction import compact
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments.checkpoint import Checkpoints
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.models import build_model, load_weights, replace_classifier
+from earlyworm.experiments.results import RunResult
 from earlyworm.files import TEMPORARY, write_atomically
-from earlyworm.models import build_model, load_weights, replace_classifier
-from earlyworm.results import RunResult
 from earlyworm.ticket import Ticket
 
 _LOCK = ".lock"

@@ -11,15 +11,13 @@ import torch
 from torch import nn
 
 from earlyworm.channels import find_channels
-from earlyworm.config import RunConfig
 from earlyworm.costs import count_flops, latency
-from earlyworm.data import load_data
 from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
-from earlyworm.finding import find_units
-from earlyworm.inputs import ExampleInputs
-from earlyworm.names import suggest
-from earlyworm.results import (
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import load_data
+from earlyworm.experiments.names import suggest
+from earlyworm.experiments.results import (
     AccuracyResult,
     CheckRecord,
     DataSummary,
@@ -29,9 +27,8 @@ from earlyworm.results import (
     TicketCost,
     TotalCost,
 )
-from earlyworm.run_directory import RunDirectory, build_network
-from earlyworm.search import TicketSearch
-from earlyworm.stages import (
+from earlyworm.experiments.run_directory import RunDirectory, build_network
+from earlyworm.experiments.stages import (
     Bench,
     Found,
     Observer,
@@ -42,8 +39,11 @@ from earlyworm.stages import (
     retrain,
     search_ticket,
 )
+from earlyworm.experiments.training import Pace, check_batch
+from earlyworm.finding import find_units
+from earlyworm.inputs import ExampleInputs
+from earlyworm.search import TicketSearch
 from earlyworm.ticket import Ticket
-from earlyworm.training import Pace, check_batch
 from earlyworm.truncation import Constant, Greedy, Truncation, Worm
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, DataError
-from earlyworm.pretrained import load_tokenizer
-from earlyworm.sources import Indices, divide, open_splits
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.pretrained import load_tokenizer
+from earlyworm.experiments.sources import Indices, divide, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Self
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments.config import RunConfig
 
 SCHEMA = 1
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from earlyworm.config import RunConfig
-from earlyworm.data import Data
 from earlyworm.errors import ConfigError, RunError, first_line
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import Data
+from earlyworm.experiments.models import logits
 from earlyworm.inputs import ExampleInputs, batch_size, call_model, synchronize
-from earlyworm.models import logits
 from earlyworm.surgery import copy_model
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from earlyworm.config import RunConfig
 from earlyworm.errors import DataError, first_line
-from earlyworm.sources import Indices, Split, divide, open_splits, pick
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.sources import Indices, Split, divide, open_splits, pick
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from earlyworm.results import RunResult
+from earlyworm.experiments.results import RunResult
 
 # Name -> colour in light mode and in dark mode. The light colours differ, for the page's script finds the dark one by
 # the light one. Colour alone tells nothing: lines differ in dash, points in shape, bars in hatching.

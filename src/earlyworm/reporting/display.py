@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from earlyworm.results import CheckRecord
+from earlyworm.experiments.results import CheckRecord
 
 # Checks and held-out evaluations halt the bar for a while; a long memory keeps the time left steady.
 _SPEED_MEMORY_SECONDS = 300.0

@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError
-from earlyworm.names import MODELS, Task, check_data_name, check_model_name, suggest, task_by_name
+from earlyworm.experiments.names import MODELS, Task, check_data_name, check_model_name, suggest, task_by_name
 
 DEFAULT_CHI = {
     "images": {"constant": 0.1, "worm": 0.003},

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from earlyworm.errors import ConfigError, RunError, first_line
-from earlyworm.names import HUB_NAME, Task
-from earlyworm.pretrained import load_classifier
+from earlyworm.experiments.names import HUB_NAME, Task
+from earlyworm.experiments.pretrained import load_classifier
 
 
 def scaled(channels: int, width: float) -> int:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from earlyworm.compaction import compact, round_ticket
-from earlyworm.config import RunConfig
-from earlyworm.data import Data
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import Data
+from earlyworm.experiments.results import CheckRecord
+from earlyworm.experiments.run_directory import RunDirectory, build_network
+from earlyworm.experiments.training import Pace, evaluate, make_optimizer, stable_seed, train_steps
 from earlyworm.history import Check
-from earlyworm.results import CheckRecord
-from earlyworm.run_directory import RunDirectory, build_network
 from earlyworm.search import TicketSearch
 from earlyworm.ticket import Ticket
-from earlyworm.training import Pace, evaluate, make_optimizer, stable_seed, train_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

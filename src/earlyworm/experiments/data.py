@@ -7,12 +7,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from earlyworm.config import RunConfig
-from earlyworm.image_data import image_columns, load_images
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.image_data import image_columns, load_images
+from earlyworm.experiments.names import Task, task_by_name
+from earlyworm.experiments.sources import open_data
+from earlyworm.experiments.text_data import load_text
 from earlyworm.inputs import ExampleInputs
-from earlyworm.names import Task, task_by_name
-from earlyworm.sources import open_data
-from earlyworm.text_data import load_text
 
 
 class Data(Protocol):

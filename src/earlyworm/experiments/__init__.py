@@ -1,0 +1,1 @@
+"""Runs on named data and models, from settings to results."""

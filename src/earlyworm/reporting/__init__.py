@@ -1,0 +1,1 @@
+"""Results for people: tables, sentences, figures, pages, and what is shown meanwhile."""
