@@ -23,6 +23,9 @@ DEFAULT_CHI = {
     "text": {"constant": 0.1, "worm": 0.01},
 }
 
+SEARCHES = ("early-bird", "constant", "greedy", "worm")
+Method = Literal["early-bird", "constant", "greedy", "worm", "dense", "narrow", "random", "late", "imp", "rst"]
+
 UnitKind = Literal["channels", "heads", "neurons", "weights"]
 
 # A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
@@ -50,8 +53,8 @@ class RunConfig:
     task: Task = "images"
     """What the data are; the command sees it from their columns."""
 
-    method: Literal["early-bird", "constant", "greedy", "worm"] = "worm"
-    """How the gradients of static units are truncated while searching (early-bird: not at all)."""
+    method: Method = "worm"
+    """A search, by how it truncates the gradients of static units, or a baseline that draws its ticket otherwise."""
     model: str = "resnet18"
     """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image or text classifier of transformers: directory or Hub name."""
     width: float = 0.25
@@ -64,6 +67,8 @@ class RunConfig:
     """The column of the labels; None: found by name."""
     max_length: int = 128
     """Tokens after which a text is cut off."""
+    classes: tuple[int, ...] = ()
+    """Only examples of these classes, which are numbered anew in this order; none: all."""
     limit: int | None = None
     """Train on no more than this many examples (a subset that is the same for every seed)."""
     weights: str | None = None
@@ -76,6 +81,18 @@ class RunConfig:
     """The most epochs that the search may take; for text 3."""
     retrain_epochs: int | None = None
     """Epochs of retraining; None: those that the search has left of --epochs."""
+    match: Literal["epochs", "flops"] = "epochs"
+    """Retrain until all epochs are over, or until dense training's FLOPs of as many epochs are spent."""
+    draw_epoch: float | None = None
+    """When random, late and rst draw their ticket; None: random at once, the others after the search epochs."""
+    macs: int | None = None
+    """MACs per example that narrow comes down to; None: those that the pruning ratio leaves of every layer."""
+    rounds: int = 3
+    """Rounds of imp: each trains, removes weights, and rewinds; the epochs are divided evenly over them and the end."""
+    rewind_epoch: float = 0.0
+    """The epoch of the first round to whose weights imp rewinds."""
+    extrusion: float = 1.0
+    """What the penalty of rst on the squared weights of removed units grows to, from 0."""
     retrain_from: Literal["emergence", "rewind", "reinitialise"] = "emergence"
     """Retrain from the weights at emergence, from the initial weights, or from new random ones."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -163,7 +180,11 @@ class RunConfig:
         _require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
         _require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
         _require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
-        for name in ("batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length"):
+        _require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
+        _require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
+        for name in (
+            "batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length", "rounds",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         _require(
@@ -182,6 +203,7 @@ class RunConfig:
             f"below epochs ({self.epochs}), so that epochs are left to retrain: give --search-epochs too",
         )
         _check_units(self)
+        _check_method(self)
         check_model_name(self.model)
         check_data_name(self.data)
         _check_task(self)
@@ -200,6 +222,17 @@ class RunConfig:
     def effective_chi(self) -> float | None:
         """The chi in force: the given one, or the method's own default."""
         return DEFAULT_CHI[self.task].get(self.method) if self.chi is None else self.chi
+
+    @property
+    def drawn_at(self) -> float | None:
+        """The epoch at which the method draws its ticket; None: when a search says so, or after rounds of imp."""
+        if self.method in SEARCHES or self.method == "imp":
+            return None
+        if self.method in ("dense", "narrow"):
+            return 0.0
+        if self.draw_epoch is not None:
+            return self.draw_epoch
+        return 0.0 if self.method == "random" else float(self.search_epochs)
 
     @property
     def pruning_ratio(self) -> float | dict[str, float]:
@@ -265,6 +298,27 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 def _require(condition: bool, name: str, value: object, cure: str) -> None:
     if not condition:
         raise ConfigError(f"{name} is {value}, but must be {cure}")
+
+
+def _check_method(config: RunConfig) -> None:
+    """Options of one method must not be given to another, which would ignore them."""
+    drawn, macs, rewind = config.draw_epoch, config.macs, config.rewind_epoch
+    _require(
+        drawn is None or config.method in ("random", "late", "rst"),
+        "draw_epoch", drawn, f"None for {config.method}: only random, late and rst draw when they are told",
+    )  # fmt: skip
+    last = config.epochs if config.retrain_epochs is None else math.inf
+    _require(drawn is None or 0 <= drawn < last, "draw_epoch", drawn, f"0 or more, and below epochs ({config.epochs})")
+    _require(macs is None or config.method == "narrow", "macs", macs, f"None for {config.method}: only narrow has it")
+    each = config.epochs / (config.rounds + 1)
+    _require(0 <= rewind < each, "rewind_epoch", rewind, f"0 or more, and below the epochs of a round ({each:g})")
+    _require(rewind == 0 or config.method == "imp", "rewind_epoch", rewind, f"0 for {config.method}: only imp rewinds")
+    _require(
+        config.method != "imp" or config.match == "epochs",
+        "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
+    )  # fmt: skip
+    distinct = len(set(config.classes)) == len(config.classes) != 1 and all(number >= 0 for number in config.classes)
+    _require(distinct, "classes", " ".join(map(str, config.classes)), "two or more different numbers, 0 or more")
 
 
 def _check_units(config: RunConfig) -> None:

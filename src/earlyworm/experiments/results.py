@@ -38,7 +38,23 @@ class CheckRecord:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """How the search went; `epoch` is that of emergence (None: not emerged), FLOPs count a multiply-add as two."""
+    """How the search went.
+
+    Attributes:
+        method: The method.
+        emerged: Whether a ticket has emerged; of a method that draws at a set epoch, False.
+        forced: Whether the newest mask was drawn although it had not emerged.
+        epoch: When the ticket was drawn: at emergence, or where the method says so; None: nothing emerged.
+        triggered_epoch: When WORM began to truncate; None: it did not.
+        seconds: Of training until then, with the search's own work.
+        train_flops: Likewise; a multiply-add counts as two.
+        overhead_seconds: Of the search's own work.
+        overhead_flops: Likewise.
+        history: One record per check.
+        distances: The distance of every mask to each earlier one, in [0, 1]: row i has i entries. Empty if the masks
+            were too large to be kept.
+        rounds: Units kept after each round of iterative pruning.
+    """
 
     method: str
     emerged: bool
@@ -50,16 +66,32 @@ class SearchResult:
     overhead_seconds: float
     overhead_flops: int
     history: tuple[CheckRecord, ...]
+    distances: tuple[tuple[float, ...], ...] = ()
+    rounds: tuple[int, ...] = ()
+
+    @property
+    def set_by_method(self) -> bool:
+        """Whether the ticket was drawn at an epoch that was set beforehand, and not found by a search."""
+        return not (self.emerged or self.forced) and self.epoch is not None
+
+    @property
+    def censored(self) -> bool:
+        """Whether a search has ended without emergence: all that is known is that it takes longer."""
+        return not self.emerged and not self.set_by_method
 
 
 @dataclass(frozen=True)
 class AccuracyResult:
-    """Held-out accuracies, in [0, 1]; `pruned` and `final` are None where no ticket was drawn."""
+    """Held-out accuracies, in [0, 1]; `pruned` and `final` are None where no ticket was drawn.
+
+    `recovery` has one per epoch of retraining, `losses` the mean training loss of the same epoch.
+    """
 
     before: float
     pruned: float | None
     recovery: tuple[float, ...]
     final: float | None
+    losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,12 +175,16 @@ class RunResult:
                 raise RunError(f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: run it again")
             search, accuracy, data = (values.pop(name) for name in ("search", "accuracy", "data"))
             history = tuple(CheckRecord(**record) for record in search.pop("history"))
+            distances = tuple(map(tuple, search.pop("distances", ())))
+            rounds = tuple(search.pop("rounds", ()))
             ticket = values.pop("ticket")
             return cls(
                 config=RunConfig.from_dict(values.pop("config")),
                 data=DataSummary(shape=tuple(data.pop("shape")), **data),
-                search=SearchResult(history=history, **search),
-                accuracy=AccuracyResult(recovery=tuple(accuracy.pop("recovery")), **accuracy),
+                search=SearchResult(history=history, distances=distances, rounds=rounds, **search),
+                accuracy=AccuracyResult(
+                    recovery=tuple(accuracy.pop("recovery")), losses=tuple(accuracy.pop("losses", ())), **accuracy
+                ),
                 dense=DenseCost(**values.pop("dense")),
                 ticket=None if ticket is None else TicketCost(**ticket),
                 total=TotalCost(**values.pop("total")),

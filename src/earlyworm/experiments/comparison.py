@@ -1,0 +1,136 @@
+"""What came of a comparison: `Comparison`, the outcomes of all its cells, and its JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from earlyworm.errors import RunError
+from earlyworm.experiments.results import RunResult
+
+SCHEMA = 1
+
+State = Literal["done", "failed", "waiting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all the runs that are compared with each other: they differ in method and seed alone."""
+
+    model: str
+    data: str
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.model} on {self.data}, ratio {self.ratio:g}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one cell.
+
+    Attributes:
+        method: The method's label in the grid: its name, or one given to a variant of it.
+        seed: The seed.
+        setting: Model, data and pruning ratio.
+        state: done, failed, or waiting (stopped before its turn came, or while it ran).
+        error: Why it failed, in one line.
+        directory: The run's directory.
+        command: The command that does this run alone.
+        result: What came of it, if it is done.
+    """
+
+    method: str
+    seed: int
+    setting: Setting
+    state: State
+    error: str | None
+    directory: str
+    command: str
+    result: RunResult | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods against each other over seeds.
+
+    Attributes:
+        title: A few words for headings.
+        command: The command that does or continues the comparison.
+        baseline: The label of the method that the others are compared with.
+        match: What all methods spend alike: epochs, or training FLOPs.
+        outcomes: One per cell, in the grid's order.
+        marks: What makes the comparison questionable, in words; it was forced.
+    """
+
+    title: str
+    command: str
+    baseline: str
+    match: Literal["epochs", "flops"]
+    outcomes: tuple[Outcome, ...]
+    marks: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The labels, in the grid's order."""
+        return tuple(dict.fromkeys(outcome.method for outcome in self.outcomes))
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """The settings, in the grid's order."""
+        return tuple(dict.fromkeys(outcome.setting for outcome in self.outcomes))
+
+    def results(self, setting: Setting, method: str) -> dict[int, RunResult]:
+        """The results that there are of a method in a setting, by seed."""
+        return {
+            outcome.seed: outcome.result
+            for outcome in self.outcomes
+            if outcome.result is not None and (outcome.setting, outcome.method) == (setting, method)
+        }
+
+    def to_json(self) -> str:
+        """The text of `comparison.json`."""
+        return json.dumps({"schema": self.schema, **dataclasses.asdict(self)}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "comparison.json") -> Self:
+        """Parse the text of `comparison.json`.
+
+        Raises:
+            RunError: If it is damaged or of another schema.
+        """
+        try:
+            values = json.loads(text)
+            if values["schema"] != SCHEMA:
+                raise RunError(
+                    f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: compare again"
+                )
+            outcomes = tuple(_outcome(outcome, source) for outcome in values.pop("outcomes"))
+            return cls(outcomes=outcomes, marks=tuple(values.pop("marks")), **values)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RunError(f"{source} is damaged ({error!r}): compare again; finished runs are reused") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a `comparison.json`.
+
+        Raises:
+            RunError: If it is missing, damaged or of another schema.
+        """
+        try:
+            return cls.from_json(path.read_bytes(), str(path))
+        except OSError as error:
+            raise RunError(f"{path} cannot be read ({error.strerror}): compare again") from error
+
+
+def _outcome(values: dict[str, object], source: str) -> Outcome:
+    setting, result = values.pop("setting"), values.pop("result")
+    return Outcome(
+        setting=Setting(**setting),  # type: ignore[arg-type]  # what is wrong with it is noticed
+        result=None if result is None else RunResult.from_json(json.dumps(result), source),
+        **values,  # type: ignore[arg-type]
+    )
