@@ -12,8 +12,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+import earlyworm.experiments.bench
 import earlyworm.experiments.run
-import earlyworm.experiments.stages
 from runs import Recorder, forget_garbage, small
 
 torch.set_num_threads(1)
@@ -63,30 +63,30 @@ def untrained(monkeypatch):
     def fail(*_, **options):
         raise AssertionError(f"trains in the {options['stage']}")
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", fail)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", fail)
 
 
 @pytest.fixture
 def stages_trained(monkeypatch):
     """Which stages are trained, a name for every call."""
-    calls, real = [], earlyworm.experiments.stages.train_steps
+    calls, real = [], earlyworm.experiments.bench.train_steps
 
     def recorded(*args, **options):
         calls.append(options["stage"])
         return real(*args, **options)
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", recorded)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", recorded)
     return calls
 
 
 @pytest.fixture
 def first_weights(monkeypatch):
     """The networks with which retraining starts, as state dictionaries."""
-    states, real = [], earlyworm.experiments.stages.retrain
+    states, real = [], earlyworm.experiments.retraining.retrain
 
-    def recorded(bench, network, *rest):
-        states.append({key: tensor.clone() for key, tensor in network.state_dict().items()})
-        return real(bench, network, *rest)
+    def recorded(bench, dense, small, *rest):
+        states.append({key: tensor.clone() for key, tensor in small.state_dict().items()})
+        return real(bench, dense, small, *rest)
 
     monkeypatch.setattr(earlyworm.experiments.run, "retrain", recorded)
     return states

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import earlyworm.experiments.training
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import make_accelerator, run
@@ -67,6 +68,21 @@ class Recorder:
     def told(self, kind):
         """The events of one kind."""
         return [event[1:] for event in self.events if event[0] == kind]
+
+
+def interrupt_at_step(step, config, monkeypatch):
+    """Begin a run that is interrupted right after an optimizer step, counted from 0."""
+    recorder, taken = Recorder(), []
+
+    def progress(_, loss):
+        taken.append(loss)
+        if len(taken) > step:
+            raise KeyboardInterrupt
+
+    recorder.progress = progress
+    monkeypatch.setattr(earlyworm.experiments.training, "_REPORT_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, recorder)
 
 
 def tree(folder):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import earlyworm.experiments.stages
+import earlyworm.experiments.bench
 from earlyworm import cli
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run_directory import RunDirectory
@@ -409,7 +409,7 @@ def test_a_loss_that_is_not_finite(command):
 
 
 def test_a_loss_that_is_not_finite_leaves_a_run_that_goes_on(command, whole, monkeypatch):
-    real, calls = earlyworm.experiments.stages.train_steps, []
+    real, calls = earlyworm.experiments.bench.train_steps, []
 
     def poisoned(model, *args, **rest):
         calls.append(rest["stage"])
@@ -417,7 +417,7 @@ def test_a_loss_that_is_not_finite_leaves_a_run_that_goes_on(command, whole, mon
             next(model.parameters()).data.fill_(float("inf"))
         return real(model, *args, **rest)
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", poisoned)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", poisoned)
     status, _, errors = command(*options("runs"))
     assert status == 1
     assert "the last checkpoint stays" in errors.splitlines()[-1]
@@ -470,7 +470,7 @@ def test_ctrl_c(command, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", interrupt)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", interrupt)
     status, output, errors = command(*options("runs"))
     assert (status, output) == (130, "")
     assert errors.splitlines()[-1] == "earlyworm: stopped; the same command goes on from the last check"

@@ -23,7 +23,12 @@ OTHER = {
     "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
-    "greedy_first": True,
+    "greedy_first": True, "classes": (3, 1),
+}  # fmt: skip
+# Those of one method each.
+BASELINES = {
+    "draw_epoch": (1.5, "rst"), "macs": (1000, "narrow"), "rounds": (5, "imp"), "rewind_epoch": (0.5, "imp"),
+    "extrusion": (0.5, "rst"), "match": ("flops", "late"),
 }  # fmt: skip
 TEXT = {
     **OTHER, "task": "text", "model": "owner/encoder", "data": "csv:reviews of films.csv", "optimizer": "sgd",
@@ -35,6 +40,7 @@ WITH = {
     "task": {"model": "owner/network", "data": "owner/data", "units": ("heads",)},
     "head_ratio": {"units": ("heads", "neurons")},
     "text_columns": {"task": "text", "model": "owner/network", "data": "csv:f", "units": ("heads",)},
+    **{name: {"method": method} for name, (_, method) in BASELINES.items()},
 }  # fmt: skip
 PRESENTATION = {"output", "overwrite", "track", "force_draw"}
 
@@ -49,14 +55,21 @@ def refused(**values):
 
 
 def test_every_field_is_tried():
-    assert set(OTHER) == set(FIELDS) - {"task", "text_columns"}
-    assert set(TEXT) == set(FIELDS)
+    assert set(OTHER) == set(FIELDS) - {"task", "text_columns"} - set(BASELINES)
+    assert set(TEXT) == set(FIELDS) - set(BASELINES)
     assert all(value != getattr(RunConfig(), name) for name, value in OTHER.items())
     assert {name for name, value in TEXT.items() if value == getattr(RunConfig.for_text(), name)} == {"task", "augment"}
 
 
 # What is impossible, and what the message has to say besides name and value.
 IMPOSSIBLE = [
+    ("draw_epoch", 3.0, "None for worm"),
+    ("macs", 0, "above 0"),
+    ("macs", 10, "None for worm"),
+    ("rewind_epoch", 1.0, "0 for worm"),
+    *(("rewind_epoch", value, "0 or more, and below the epochs of a round (7.5)") for value in (-1.0, 7.5)),
+    ("rounds", 0, "at least 1"),
+    ("extrusion", -0.5, "0 or more"),
     *(("ratio", value, "in [0, 1)") for value in (-0.1, 1.0, 1, 2.5)),
     *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),
     *(("momentum", value, "in [0, 1)") for value in (-0.1, 1.0)),
@@ -105,6 +118,34 @@ def test_numbers_that_are_not_finite(name, value):
 )  # fmt: skip
 def test_the_ends_of_what_is_possible(name, value):
     assert getattr(RunConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"method": "rst", "draw_epoch": 30.0}, ["draw_epoch is 30.0", "below epochs (30)"]),
+        ({"method": "imp", "match": "flops"}, ["match is flops", "epochs for imp"]),
+        ({"match": "flops", "retrain_epochs": 3}, ["retrain_epochs is 3", "--match flops"]),
+        ({"classes": (1,)}, ["classes is 1", "two or more"]),
+        ({"classes": (1, 1)}, ["classes is 1 1", "different"]),
+        ({"classes": (-1, 1)}, ["classes is -1 1", "0 or more"]),
+    ],
+)
+def test_options_of_one_method(values, parts):
+    text = refused(**values)
+    assert all(part in text for part in parts), text
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "epoch"),
+    [
+        ("worm", {}, None), ("imp", {}, None), ("dense", {}, 0), ("narrow", {}, 0), ("random", {}, 0),
+        ("random", {"draw_epoch": 2.5}, 2.5), ("late", {}, 20), ("rst", {"search_epochs": 7}, 7),
+        ("late", {"draw_epoch": 1.0}, 1),
+    ],
+)  # fmt: skip
+def test_when_the_ticket_is_drawn(method, values, epoch):
+    assert RunConfig(method=method, **values).drawn_at == epoch
 
 
 def test_retraining_epochs_free_the_search_of_the_budget():
@@ -201,7 +242,8 @@ def test_json_that_is_no_object(values):
 def test_the_directory_depends_on_every_setting_and_on_nothing_else(name):
     given = WITH.get(name, {})
     name_of = RunConfig(**given).directory_name()
-    other = RunConfig(**{**given, name: {**TEXT, **OTHER}[name]}).directory_name()
+    changed = {**TEXT, **OTHER, **{name: value for name, (value, _) in BASELINES.items()}}[name]
+    other = RunConfig(**{**given, name: changed}).directory_name()
     assert (other == name_of) == (name in PRESENTATION)
     assert (name in RunConfig().settings()) == (name not in PRESENTATION)
 

@@ -13,7 +13,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
 
-from earlyworm.errors import DataError
+from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.image_data import augment, epoch_order, load_images, normalise
 from earlyworm.experiments.names import DATA_NAMES
 from earlyworm.experiments.sources import FIXED_SEED, HUB_NAMES
@@ -102,6 +102,36 @@ def test_limit_takes_the_same_subset_of_the_training_images_alone():
     )
     assert {i.numpy().tobytes() for i in fewer.train_images} < {i.numpy().tobytes() for i in some.train_images}
     assert torch.equal(load_images("digits", limit=10_000).train_images, whole.train_images)
+
+
+def test_some_classes_alone_are_numbered_anew():
+    whole, some = load_images("digits", limit=None), load_images("digits", limit=None, classes=(7, 2))
+    assert some.classes == 2
+    for labels, images, all_labels, all_images in (
+        (some.train_labels, some.train_images, whole.train_labels, whole.train_images),
+        (some.test_labels, some.test_images, whole.test_labels, whole.test_images),
+    ):
+        for number, before in enumerate((7, 2)):
+            chosen = {image.numpy().tobytes() for image in images[labels == number]}
+            assert chosen <= {image.numpy().tobytes() for image in load_digits_of(before)}
+            assert len(chosen) > 0
+        assert len(labels) == pytest.approx(len(all_labels) / 5, rel=0.1)
+        assert len(all_images) == len(all_labels)
+
+
+def load_digits_of(label):
+    """All images of one digit."""
+    whole = load_images("digits", limit=None)
+    return torch.cat([whole.train_images[whole.train_labels == label], whole.test_images[whole.test_labels == label]])
+
+
+def test_the_limit_counts_the_examples_of_the_classes():
+    assert len(load_images("digits", limit=30, classes=(0, 1, 2)).train_labels) == 30
+
+
+def test_classes_that_there_are_not():
+    with pytest.raises(ConfigError, match="classes has 10, but digits has the classes 0 to 9"):
+        load_images("digits", limit=None, classes=(3, 10))
 
 
 def test_mean_and_std_are_those_of_the_images_in_use(tmp_path):

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
+import earlyworm.experiments.bench
 import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
-import earlyworm.experiments.stages
 import earlyworm.experiments.training
 from earlyworm import compact
 from earlyworm.errors import ConfigError, DataError, RunError
@@ -21,17 +21,7 @@ from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.ticket import Ticket
-from runs import (
-    Recorder,
-    copied,
-    elsewhere,
-    held_out_accuracy,
-    outcome,
-    refused,
-    same_tensors,
-    small,
-    tree,
-)
+from runs import Recorder, copied, elsewhere, held_out_accuracy, outcome, refused, same_tensors, small, tree
 
 
 def test_the_run_directory_is_complete(whole):
@@ -56,7 +46,7 @@ def test_the_result_has_the_form_of_the_design(whole):
     assert set(values["search"]["history"][0]) == {
         "epoch", "distance_mean", "distance_max", "chi", "truncated", "loss", "accuracy"
     }  # fmt: skip
-    assert set(values["accuracy"]) == {"before", "pruned", "recovery", "final"}
+    assert set(values["accuracy"]) == {"before", "pruned", "recovery", "final", "losses"}
     assert set(values["dense"]) == {"parameters", "macs", "latency_seconds"}
     assert set(values["ticket"]) == {"parameters", "macs", "latency_seconds", "units_kept", "units"}
     assert set(values["total"]) >= {"train_flops", "seconds", "dense_train_flops"}
@@ -206,14 +196,14 @@ def test_checks_once_an_epoch(tmp_path):
 def test_what_retraining_starts_from(retrain_from, whole, tmp_path, first_weights, monkeypatch):
     config = elsewhere(whole, tmp_path, retrain_from=retrain_from)
     searched = {}
-    real = earlyworm.experiments.run.search_ticket
+    real = earlyworm.experiments.run.find_ticket
 
     def recorded(bench, dense, *rest):
         found = real(bench, dense, *rest)
         searched.update(dense=dense)
         return found
 
-    monkeypatch.setattr(earlyworm.experiments.run, "search_ticket", recorded)
+    monkeypatch.setattr(earlyworm.experiments.run, "find_ticket", recorded)
     result = run(config)
     ticket = Ticket.load(RunDirectory.of(config).ticket)
     initial, _ = build_network(config, classes=10, shape=(1, 8, 8))
@@ -297,13 +287,13 @@ def test_a_ticket_that_does_not_emerge(tmp_path, untrained_after):
 @pytest.fixture
 def untrained_after(monkeypatch):
     """Makes training in a stage an error."""
-    real, forbidden = earlyworm.experiments.stages.train_steps, [None]
+    real, forbidden = earlyworm.experiments.bench.train_steps, [None]
 
     def train_steps(*args, **options):
         assert options["stage"] != forbidden[0]
         return real(*args, **options)
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", train_steps)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", train_steps)
     return lambda stage: forbidden.__setitem__(0, stage)
 
 
@@ -385,7 +375,7 @@ def test_other_runs_are_resumed_bit_for_bit_too(changes, tmp_path):
 
 
 def test_both_stages_compute_in_bf16(tmp_path, monkeypatch):
-    dtypes, real = {}, earlyworm.experiments.stages.train_steps
+    dtypes, real = {}, earlyworm.experiments.bench.train_steps
 
     def watched(model, *args, **options):
         convolution = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -395,7 +385,7 @@ def test_both_stages_compute_in_bf16(tmp_path, monkeypatch):
         handle.remove()
         return loss
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", watched)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", watched)
     run(small(tmp_path, precision="bf16", epochs=2, search_epochs=1, epsilon=1.0))
     assert dtypes == {"search": {torch.bfloat16}, "retrain": {torch.bfloat16}}
 

@@ -1,13 +1,13 @@
 """A Lightning Trainer with a search in two processes of which each sees half of every batch."""
 
 import os
-import socket
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from modules import QUIET, Automatic, fit, loader
+from ranks import two_ranks
 
 pytestmark = QUIET
 
@@ -45,18 +45,9 @@ class Evaluated(Automatic):
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=on_rank, args=(rank, port, os.fspath(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
     model = Evaluated("momentum")
-    fit(tmp_path / "one", model)
-    for process in ranks:
-        process.join(240)
-        assert process.exitcode == 0
+    with two_ranks(on_rank, tmp_path):
+        fit(tmp_path / "one", model)
     expected = torch.load(tmp_path / "whole0.pt", weights_only=True)
     for name in ("whole1", "dense0", "dense1", "small0", "small1"):
         found = torch.load(tmp_path / f"{name}.pt", weights_only=True)

@@ -6,7 +6,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import earlyworm.experiments.bench
 import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
-import earlyworm.experiments.stages
 import earlyworm.reporting.run_report
 from earlyworm.cli import main
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.ticket import Ticket
+from ranks import free_port
 from runs import Recorder, options, outcome, small
 
 PATIENCE = 120  # seconds, before a process that hangs is an error
@@ -120,9 +120,9 @@ def on_rank(rank, port, job, config, folder):
         forbid_writing()
     networks, real = [], earlyworm.experiments.run.retrain
 
-    def retrain(bench, network, *rest):
+    def retrain(bench, dense, network, *rest):
         networks.append(network)
-        return real(bench, network, *rest)
+        return real(bench, dense, network, *rest)
 
     earlyworm.experiments.run.retrain = retrain
     if job == "interrupted":
@@ -151,7 +151,7 @@ def forbid_writing():
 
 
 def interrupt_at(call):
-    real, calls = earlyworm.experiments.stages.train_steps, []
+    real, calls = earlyworm.experiments.bench.train_steps, []
 
     def train_steps(*args, **options):
         calls.append(1)
@@ -159,14 +159,12 @@ def interrupt_at(call):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    earlyworm.experiments.stages.train_steps = train_steps
+    earlyworm.experiments.bench.train_steps = train_steps
 
 
 def launch(context, job, config, folder):
     """Run a job on both ranks; return their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [context.Process(target=on_rank, args=(rank, port, job, config, str(folder))) for rank in (0, 1)]
     for process in ranks:
         process.start()

@@ -6,25 +6,16 @@ import shutil
 
 import pytest
 
+import earlyworm.experiments.bench
 import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
-import earlyworm.experiments.stages
 import earlyworm.experiments.training
 from earlyworm.errors import RunError, TicketError
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.files import write_atomically
-from runs import (
-    Recorder,
-    copied,
-    elsewhere,
-    largest_file,
-    outcome,
-    refused,
-    small,
-    tree,
-)
+from runs import Recorder, copied, elsewhere, interrupt_at_step, largest_file, outcome, refused, small, tree
 
 WRITES = [
     "config.json", *["checkpoint"] * 3, "ticket.safetensors", *["checkpoint"] * 3, "model.safetensors", "result.json"
@@ -74,18 +65,8 @@ def test_interrupted_at_every_write(number, when, whole, tmp_path, writes, stage
 
 @pytest.mark.parametrize("step", [0, 9, 40])
 def test_interrupted_in_the_middle_of_training(step, whole, tmp_path, monkeypatch):
-    config, taken = elsewhere(whole, tmp_path), []
-
-    def interrupt(_, loss):
-        taken.append(loss)
-        if len(taken) > step:
-            raise KeyboardInterrupt
-
-    recorder = Recorder()
-    recorder.progress = interrupt
-    monkeypatch.setattr(earlyworm.experiments.training, "_REPORT_SECONDS", -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, recorder)
+    config = elsewhere(whole, tmp_path)
+    interrupt_at_step(step, config, monkeypatch)
     run(config)
     assert outcome(config) == outcome(whole)
 
@@ -204,7 +185,7 @@ def test_a_disk_that_is_full_for_one_file(number, name, whole, tmp_path, writes)
 
 @pytest.mark.parametrize("call", [2, 4])  # in the search, in retraining
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, whole, tmp_path, monkeypatch):
-    config, real, calls = elsewhere(whole, tmp_path), earlyworm.experiments.stages.train_steps, []
+    config, real, calls = elsewhere(whole, tmp_path), earlyworm.experiments.bench.train_steps, []
 
     def poisoned(model, *args, **options):
         calls.append(options["stage"])
@@ -212,10 +193,10 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(call, whole, t
             next(model.parameters()).data[0] = math.nan
         return real(model, *args, **options)
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", poisoned)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", poisoned)
     refused(config, RunError, "the loss became nan in epoch 1 of the", "at learning rate 0.02", "lower --lr")
     assert len(list(RunDirectory.of(config).checkpoints.folder.iterdir())) == min(2, call - 1)
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", real)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", real)
     run(config)
     assert outcome(config) == outcome(whole)
 

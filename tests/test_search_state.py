@@ -141,10 +141,35 @@ def test_states_that_do_not_fit(uninterrupted):
         (other, state, "over other units"),
         (search, turned, "over other units"),
         (wider, state, "window 3, not 4"),
+        (search, {**state, "taylor": {}}, "with another score"),
     ]:
         with pytest.raises(ew.SearchError, match=message):
             target.load_state_dict(wrong)
         assert target.history == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"taylor": {}}, ew.SearchError),
+        ({"window": 4}, ew.SearchError),
+        ({"history": [{"epoch": 3}]}, TypeError),
+    ],
+)
+def test_after_a_refused_state_a_search_is_as_before(uninterrupted, wrong, error):
+    model, optimizer, search = begin(0)
+    with search.attach(optimizer):
+        go(model, optimizer, search, 0, 4)
+        before, masks = through_a_file(search.state_dict()), list(search._window.masks)
+        with pytest.raises(error):
+            search.load_state_dict({**uninterrupted[2].state_dict(), **wrong})
+        after = search.state_dict()
+        assert list(search._window.masks) == masks
+        for name, score in before.pop("scores").items():
+            assert torch.equal(after["scores"][name], score)
+        assert {**after, "masks": None, "scores": None} == {**before, "masks": None, "scores": None}
+        go(model, optimizer, search, 4, STEPS)
+    assert search.history == uninterrupted[2].history
 
 
 def test_another_window_is_noticed_before_it_is_full():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+import earlyworm.experiments.bench
 import earlyworm.experiments.run
-import earlyworm.experiments.stages
 import earlyworm.experiments.training
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiments.data import load_data
@@ -145,18 +145,8 @@ def test_interrupted_at_every_event(event, finished, tmp_path):
 
 
 def test_interrupted_in_the_middle_of_an_epoch(whole, tmp_path, monkeypatch):
-    config, taken = elsewhere(whole, tmp_path), []
-
-    def interrupt(_, loss):
-        taken.append(loss)
-        if len(taken) > 20:
-            raise KeyboardInterrupt
-
-    recorder = Recorder()
-    recorder.progress = interrupt
-    monkeypatch.setattr(earlyworm.experiments.training, "_REPORT_SECONDS", -1.0)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, recorder)
+    config = elsewhere(whole, tmp_path)
+    interrupt_at_step(20, config, monkeypatch)
     run(config)
     assert outcome(config) == outcome(whole)
 
@@ -175,7 +165,7 @@ def test_interrupted_while_the_network_is_written(whole, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="has no result yet"):
         load_network(RunDirectory.of(config).path)
     monkeypatch.undo()
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", None)  # everything else is there already
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", None)  # everything else is there already
     run(config)
     assert outcome(config) == outcome(whole)
     assert tree(RunDirectory.of(config).network) == tree(RunDirectory.of(whole).network)
@@ -231,7 +221,7 @@ def test_held_out_texts_are_never_trained_on(whole, tmp_path, monkeypatch):
 
 
 def test_batches_are_padded_to_their_longest_text(folder, tmp_path, monkeypatch):
-    shapes, real = [], earlyworm.experiments.stages.train_steps
+    shapes, real = [], earlyworm.experiments.bench.train_steps
 
     def watched(model, *args, **options):
         handle = model.register_forward_pre_hook(
@@ -241,7 +231,7 @@ def test_batches_are_padded_to_their_longest_text(folder, tmp_path, monkeypatch)
         handle.remove()
         return loss
 
-    monkeypatch.setattr(earlyworm.experiments.stages, "train_steps", watched)
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", watched)
     run(small_text(folder, tmp_path, epochs=2, search_epochs=1))
     assert len(shapes) == 15
     assert len({max(lengths) for lengths in shapes}) > 3

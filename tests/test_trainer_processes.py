@@ -1,12 +1,12 @@
 """A Hugging Face Trainer with a search in two processes of which each sees half of every batch."""
 
 import os
-import socket
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from earlyworm import Constant
+from ranks import two_ranks
 from sentences import make_bert, make_trainer, steps_of
 
 SEARCH = {"truncation": Constant(chi=0.1)}
@@ -41,18 +41,9 @@ def on_rank(rank, port, folder):
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
-    with socket.socket() as some:
-        some.bind(("127.0.0.1", 0))
-        port = some.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=on_rank, args=(rank, port, os.fspath(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
     trainer, _ = make_trainer(tmp_path / "one", model=make_bert(dropout=0.0), search=SEARCH, **OPTIONS)
-    trainer.train()
-    for process in ranks:
-        process.join(240)
-        assert process.exitcode == 0
+    with two_ranks(on_rank, tmp_path):
+        trainer.train()
     expected = load_file(tmp_path / "whole0.safetensors")
     for name in ("whole0", "whole1", "dense0", "dense1", "small0", "small1"):
         found = load_file(tmp_path / f"{name}.safetensors")

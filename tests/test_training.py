@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from earlyworm import training
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments import training
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.image_data import ImageData, epoch_order, normalise
 from earlyworm.experiments.run import make_accelerator
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import (
     Pace,
+    Progress,
     check_batch,
     evaluate,
     learning_rate,
@@ -78,7 +79,7 @@ class Lesson:
         self.model, self.prepared = self.accelerator.prepare(self.network, self.optimizer)
 
     def train(self, first, steps, **options):
-        options = {"stage": "search", "horizon": 10, **options}
+        options = {"stage": "search", "progress": Progress(50), **options}
         return train_steps(
             self.model, self.prepared, self.data, self.config, self.pace, self.accelerator,
             first=first, steps=steps, **options,
@@ -121,11 +122,11 @@ def test_warm_up(schedule, progress, expected):
     assert learning_rate(config, progress, 0.02) == pytest.approx(expected, abs=1e-15)
 
 
-def test_the_rate_is_never_zero_and_warms_up_over_the_whole_horizon():
+def test_the_rate_is_never_zero_and_warms_up_over_the_whole_schedule():
     lesson = Lesson(settings(schedule="linear", warmup=0.5))
     rates = []
     lesson.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    lesson.train(0, 10, horizon=2.0)  # ten steps in all, half of them warm-up
+    lesson.train(0, 10, progress=Progress(10))  # ten steps in all, half of them warm-up
     assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02])
 
 
@@ -133,9 +134,9 @@ def test_the_schedule_goes_on_where_the_stage_before_has_ended():
     lesson = Lesson(settings(schedule="cosine"))
     rates = []
     lesson.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    lesson.train(0, 3, horizon=4.0)
-    lesson.train(3, 2, horizon=4.0)
-    lesson.train(0, 2, stage="retrain", start=1.0, horizon=4.0)
+    lesson.train(0, 3, progress=Progress(20))
+    lesson.train(3, 2, progress=Progress(20))
+    lesson.train(0, 2, stage="retrain", progress=Progress(15, 0.25))
     progress = [0, 0.2, 0.4, 0.6, 0.8, 1, 1.2]  # epochs: five steps each
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * epochs / 4)) for epochs in progress])
 

@@ -1,12 +1,11 @@
 """Two processes of which each sees half of every batch, beside one that sees all of it."""
 
-import os
-
 import torch
 from torch import nn
 from torch.optim import SGD
 
 from earlyworm import Constant, Emergence, Ticket, TicketSearch
+from ranks import two_ranks
 from residual import loss_on, make_batch, make_network
 from stepping import UNITS
 
@@ -42,9 +41,9 @@ def parallel_search(model):
     )  # fmt: skip
 
 
-def on_one_rank(rank, folder):
+def on_one_rank(rank, port, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         model = make_network(seed=rank).eval()  # rank 1 gets the weights of rank 0
         parallel = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -62,21 +61,13 @@ def on_one_rank(rank, folder):
 
 
 def test_two_processes_agree_with_each_other_and_with_one(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=on_one_rank, args=(rank, os.fspath(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-
     model = make_network(seed=0).eval()
     search = parallel_search(model)
     optimizer = SGD(model.parameters(), lr=0.5, momentum=0.9)
     # Each half of a batch holds what the two processes have in that half of theirs.
     batches = [make_batch(i, size=16) for i in range(6)]
-    masks = train_two_ways(model, search, optimizer, batches)
-
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
+    with two_ranks(on_one_rank, tmp_path):
+        masks = train_two_ways(model, search, optimizer, batches)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     assert first["masks"] == second["masks"] == masks
     assert len({str(some) for some in masks}) > 1  # the masks did change

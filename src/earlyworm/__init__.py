@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from earlyworm.channels import find_channels
     from earlyworm.compaction import compact, round_ticket
     from earlyworm.costs import Cost, cost
+    from earlyworm.drawing import full_mask, further_mask, random_mask, ticket_of, uniform_mask
     from earlyworm.emergence import Emergence
     from earlyworm.errors import (
         ConfigError,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         TicketError,
         UnitsError,
     )
-    from earlyworm.finding import find_units
+    from earlyworm.finding import find_all_weights, find_units
     from earlyworm.history import Check
     from earlyworm.masks import Mask, make_mask, mask_distance
     from earlyworm.recipes import WORM_CNN, WORM_TRANSFORMER
@@ -58,14 +59,20 @@ __all__ = [
     "Worm",
     "compact",
     "cost",
+    "find_all_weights",
     "find_channels",
     "find_transformer_units",
     "find_units",
+    "full_mask",
+    "further_mask",
     "make_mask",
     "mask_distance",
+    "random_mask",
     "round_ticket",
+    "ticket_of",
     "truncate_",
     "truncation_factor",
+    "uniform_mask",
 ]
 
 _HOMES = (
@@ -73,6 +80,7 @@ _HOMES = (
     "channels",
     "compaction",
     "costs",
+    "drawing",
     "emergence",
     "errors",
     "finding",

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from earlyworm.blocks import Attention, FeedForward, defining_class, look_up
+from earlyworm.blocks import Attention, FeedForward
 from earlyworm.errors import UnitsError
+from earlyworm.recognition import defining_class, look_up
 from earlyworm.units import Entries, Role, Slice, UnitGroup
 
 

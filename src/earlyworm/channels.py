@@ -16,6 +16,7 @@ from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.tracing import trace_channels
 from earlyworm.units import UnitGroup, Units, make_slice
+from earlyworm.weights import check_weights
 
 Coupling = Literal["coupled", "independent"]
 T = TypeVar("T")
@@ -50,11 +51,13 @@ def find_channels(
         The units; `skipped` names the layers that are left out, and why.
 
     Raises:
-        UnitsError: If there is nothing to prune, the model cannot be traced, or tracing takes longer than the limit.
+        UnitsError: If there is nothing to prune, the weights are not there, sharded, quantised or adapted, the model
+            cannot be traced, or tracing takes longer than the limit.
     """
     if coupling not in ("coupled", "independent"):
         raise UnitsError(f"coupling is {coupling!r}, but must be 'coupled' or 'independent'")
     model = unwrap(model)
+    check_weights(model)
     if not any(True for _ in model.parameters()):
         raise UnitsError(f"{type(model).__name__} has no parameters: there is nothing to prune")
 
@@ -196,7 +199,7 @@ def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: Exampl
     """How the outputs differ: in eval mode their values, in train mode (dropout is random) only their shapes."""
     try:
         expected = probe(masked, example_inputs)
-    except Exception:
+    except Exception:  # foreign code fails as it likes
         if not masked.training:
             raise
         return None  # nothing to compare: such as a batch of one image, of which no batch norm can learn

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from inspect import unwrap as unwrap_function
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop, sdpa_flop
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import (
@@ -111,23 +112,12 @@ def _conv_backward_flops(
     return int(output_mask[0] + output_mask[1]) * conv_flop_count(inputs, weight, gradient, transposed)
 
 
-def _attention_flops(query: list[int], key: list[int], value: list[int], *_: Any, **__: Any) -> int:
-    """FLOPs of attention, from the shapes of its arguments."""
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch's stubs lack it
-
-
-def _attention_backward_flops(
-    gradient: list[int], query: list[int], key: list[int], value: list[int], *_: Any, **__: Any
-) -> int:
-    """FLOPs of attention's backward pass, from the shapes of its arguments."""
-    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]  # likewise
-
-
-# What PyTorch counts wrongly, or has no formula for: attention on a CPU.
+# What PyTorch counts wrongly, or knows no formula for: attention on a CPU, which takes as much as elsewhere. Its own
+# formulas are unwrapped, since the counter wraps whatever it is given.
 _FORMULAS = {
     torch.ops.aten.convolution_backward: _conv_backward_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: unwrap_function(sdpa_flop),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: unwrap_function(sdpa_backward_flop),
 }
 
 

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from earlyworm.errors import ConfigError, SearchError
+from earlyworm.errors import SearchError
+from earlyworm.ratios import Ratio, removed_per_kind
 from earlyworm.selection import absolute_sum, lowest, pack, unpack
-
-Ratio = float | Mapping[str, float]
-"""The fraction of units to remove, in [0, 1): one number for every kind of units, or one per kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,19 +122,20 @@ def make_mask(
         >>> make_mask({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 0.5])}, 0.5).flat.tolist()
         [True, False, True, False]
     """
-    if min_units < 1:
-        raise ConfigError(f"min_units is {min_units}, but must be at least 1, so that no layer vanishes")
+    check_finite({name: absolute_sum(score) for name, score in scores.items()})
+    return mask_of_finite(scores, pruning_ratio, min_units=min_units, kinds=kinds)
+
+
+def mask_of_finite(
+    scores: Mapping[str, Tensor], pruning_ratio: Ratio, *, min_units: int, kinds: Mapping[str, str] | None
+) -> Mask:
+    """`make_mask` of scores that are known to be finite: whoever has summed them up need not read them all again."""
     kinds = dict(kinds or {})
-    by_kind: dict[str, dict[str, Tensor]] = {}
-    for name, score in scores.items():
-        if not math.isfinite(absolute_sum(score)):
-            raise SearchError(f"the scores of {name!r} are not finite: has training diverged? lower the learning rate")
-        by_kind.setdefault(kinds.get(name, "units"), {})[name] = score
-    ratios = _ratio_per_kind(pruning_ratio, list(by_kind))
-    removed: dict[str, Tensor] = {}
-    for kind, some in by_kind.items():
-        removed |= _remove(some, ratios[kind], min_units)
     sizes = {name: score.numel() for name, score in scores.items()}
+    removed: dict[str, Tensor] = {}
+    for kind, count in removed_per_kind(sizes, pruning_ratio, min_units=min_units, kinds=kinds).items():
+        some = {name: score for name, score in scores.items() if kinds.get(name, "units") == kind}
+        removed |= remove_lowest(some, count, min_units)
     return Mask(torch.cat([_others(removed[name], size) for name, size in sizes.items()]), sizes, kinds)
 
 
@@ -160,17 +159,18 @@ def mask_distance(a: Mask, b: Mask) -> float:
     return max(count / size for count, size in totals.values())
 
 
-def _remove(scores: Mapping[str, Tensor], ratio: float, min_units: int) -> dict[str, Tensor]:
-    """The units of one kind that go, as packed bits per group name."""
-    sizes = {name: score.numel() for name, score in scores.items()}
-    total = sum(sizes.values())
-    removable = {name: max(0, size - min_units) for name, size in sizes.items()}
-    count = math.floor(ratio * total * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
-    if count > sum(removable.values()):
-        raise ConfigError(
-            f"pruning_ratio {ratio} removes {count} of {total} units, but at least {min_units} of each of the "
-            f"{len(sizes)} groups must stay: at most {_floor(sum(removable.values()) / total)} is possible"
-        )
+def remove_lowest(scores: Mapping[str, Tensor], count: int, min_units: int) -> dict[str, Tensor]:
+    """The `count` units of the lowest absolute scores, or others where too few of a group would stay.
+
+    Args:
+        scores: One number for every unit, in row-major order, per group name.
+        count: How many units go; not more than all groups together can lose.
+        min_units: How many units of every group stay.
+
+    Returns:
+        The units that go, as packed bits per group name (see `selection.pack`).
+    """
+    removable = {name: max(0, score.numel() - min_units) for name, score in scores.items()}
     emptied: dict[str, Tensor] = {}  # groups that would lose too many, and so lose just as many as they can
     while True:
         free = [name for name in scores if name not in emptied]
@@ -183,23 +183,18 @@ def _remove(scores: Mapping[str, Tensor], ratio: float, min_units: int) -> dict[
             (emptied[name],) = lowest([scores[name]], removable[name])
 
 
-def _ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
-    """One ratio for each of `kinds`, all of them possible."""
-    ratios = dict(ratio) if isinstance(ratio, Mapping) else dict.fromkeys(kinds, ratio)
-    for kind in kinds:
-        if kind not in ratios:
-            raise ConfigError(f"pruning_ratio has no entry for {kind!r}: give one for each of {', '.join(kinds)}")
-    for kind, value in ratios.items():
-        if kind not in kinds:
-            raise ConfigError(f"pruning_ratio has an entry for {kind!r}, but the units are {', '.join(kinds)}")
-        if not 0 <= value < 1:
-            raise ConfigError(f"pruning_ratio is {value}, but must be in [0, 1); it is the fraction removed")
-    return ratios
+def check_finite(sums: Mapping[str, float]) -> None:
+    """Make sure that scores can be compared.
 
+    Args:
+        sums: The sum of all absolute scores per group name.
 
-def _floor(ratio: float) -> str:
-    """Three digits of `ratio`, rounded down so that it is possible itself."""
-    return f"{math.floor(1000 * ratio) / 1000:.3f}"
+    Raises:
+        SearchError: If one is not finite.
+    """
+    for name, total in sums.items():
+        if not math.isfinite(total):
+            raise SearchError(f"the scores of {name!r} are not finite: has training diverged? lower the learning rate")
 
 
 def _others(bits: Tensor, size: int) -> Tensor:

@@ -6,26 +6,24 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from earlyworm.emergence import Emergence, MaskWindow
 from earlyworm.errors import ConfigError, SearchError
-from earlyworm.finding import find_units
+from earlyworm.finding import units_of
 from earlyworm.gradients import GradientHook
 from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
-from earlyworm.masks import Mask, Ratio, make_mask
-from earlyworm.scores import Score, choose_score, magnitude, score_units
-from earlyworm.selection import absolute_sum
-from earlyworm.taylor import TaylorScore
-from earlyworm.ticket import Ticket, fingerprint
+from earlyworm.masks import Mask, mask_of_finite
+from earlyworm.ratios import Ratio, removed_per_kind
+from earlyworm.scorer import Scorer
+from earlyworm.scores import Score
+from earlyworm.ticket import Ticket, fingerprint, library_versions
 from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
-from earlyworm.weights import check_weights
 
 STATE_VERSION = 2
 
@@ -85,30 +83,27 @@ class TicketSearch:
         if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
         self.model = unwrap(model)
-        check_weights(self.model)
         self.pruning_ratio = dict(pruning_ratio) if isinstance(pruning_ratio, Mapping) else pruning_ratio
         self.min_units = min_units
         self.emergence = emergence
         self.truncation = truncation
         self.sparsity_penalty = sparsity_penalty
-        self.units = _units_of(self.model, units, example_inputs)
-        self._taylor = TaylorScore(self.model, self.units) if score == "taylor" else None
-        self._score, self.units = choose_score(self.units, magnitude if score == "taylor" else score)
+        self._scorer = Scorer(self.model, units_of(self.model, units, example_inputs), score)
+        self.units = self._scorer.units
         self.history: list[Check] = []
         self._window = MaskWindow(emergence.window)
         self._distances: tuple[float, ...] = ()
-        self._scores: dict[str, Tensor] = {}  # of units that can be removed
-        self._sums: dict[str, float] = {}  # of the scores of the newest mask, per group
         self._seconds = 0.0  # of all checks
         self._flops = 0
         self._hook = GradientHook(self.model, self.units, sparsity_penalty)
-        if self._taylor:
-            self._hook.observers.append(self._taylor.observe)
+        if self._scorer.observe:
+            self._hook.observers.append(self._scorer.observe)
         if not 0 <= sparsity_penalty < math.inf:
             raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be a number, 0 or more")
         if sparsity_penalty and not self._hook.scales:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
-        self._make_mask(score_units(self.model, self.units.groups, self._score))  # an impossible ratio is an error now
+        # An impossible ratio is an error now.
+        removed_per_kind(self.units.sizes, self.pruning_ratio, min_units=min_units, kinds=self.units.kinds)
 
     @property
     def steps(self) -> int:
@@ -203,14 +198,14 @@ class TicketSearch:
         return Ticket(
             mask=mask,
             units=self.units,
-            scores=self._scores,
+            scores=self._scorer.newest,
             structure=fingerprint(self.model),
             method=repr(self.truncation) if self.truncation else "Early Bird",
             pruning_ratio=self.pruning_ratio,
             step=self.history[-1].step,
             emerged=self.emerged,
             distances=self._distances,
-            versions={name: version(name) for name in ("earlyworm", "torch", "safetensors")},
+            versions=library_versions(),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -220,9 +215,7 @@ class TicketSearch:
             "sizes": self.units.sizes,
             "window": self.emergence.window,
             "masks": [mask.bits.clone() for mask in self._window.masks],
-            "scores": dict(self._scores),
-            "sums": dict(self._sums),
-            "taylor": self._taylor.state_dict() if self._taylor else None,
+            **self._scorer.state_dict(),
             "distances": list(self._distances),
             "history": [asdict(check) for check in self.history],
             "steps": self.steps,
@@ -242,15 +235,11 @@ class TicketSearch:
             raise SearchError("the state is of a search over other units: build the same model and units first")
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
-        self._window = MaskWindow(self.emergence.window)
-        self._window.masks.extend(Mask(bits.clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
-        self._scores, self._sums = dict(state["scores"]), dict(state["sums"])
-        if (self._taylor is None) != (state["taylor"] is None):
-            raise SearchError("the state is of a search with another score: give the same one")
-        if self._taylor:
-            self._taylor.load_state_dict(state["taylor"])
-        self._distances = tuple(state["distances"])
-        self.history = [Check(**check) for check in state["history"]]
+        window = MaskWindow(self.emergence.window)
+        window.masks.extend(Mask(bits.clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
+        history = [Check(**check) for check in state["history"]]
+        self._scorer.load_state_dict(state)  # the last that can fail; nothing has changed before
+        self._window, self.history, self._distances = window, history, tuple(state["distances"])
         self._hook.steps, self._hook.truncations = state["steps"], state["truncations"]
         self._seconds, self._flops = state["overhead"]["seconds"], state["overhead"]["flops"]
         self._hook.seconds, self._hook.flops = 0.0, 0
@@ -261,22 +250,13 @@ class TicketSearch:
         """Take the first mask, or go on from the newest."""
         if self.history:
             self._refresh()
-        elif not self._taylor:
+        elif not self._scorer.observe:  # there is no gradient yet
             self._check()
 
     def _check(self) -> None:
         """Take a mask and everything that follows from it."""
         start = time.perf_counter()
-        scores = self._taylor.take() if self._taylor else score_units(self.model, self.units.groups, self._score)
-        sums = {name: absolute_sum(score) for name, score in scores.items()}
-        if sums == self._sums:
-            raise SearchError(
-                "no score has changed since the last check: equal masks would look like emergence; are the parameters "
-                "that are scored frozen, or is another model trained?"
-            )
-        mask = self._make_mask(scores)
-        self._scores = {group.name: scores[group.name].cpu() for group in self.units.groups if group.entries is None}
-        self._sums = sums
+        mask = mask_of_finite(self._scorer.take(), self.pruning_ratio, min_units=self.min_units, kinds=self.units.kinds)
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
         chi = self._chi(mean)
@@ -287,9 +267,6 @@ class TicketSearch:
         self._seconds += time.perf_counter() - start
         # One comparison per unit and older mask, and the passes that select the threshold.
         self._flops += mask.units * (len(self._distances) + 4)
-
-    def _make_mask(self, scores: dict[str, Tensor]) -> Mask:
-        return make_mask(scores, self.pruning_ratio, min_units=self.min_units, kinds=self.units.kinds)
 
     def _chi(self, newest: float | None) -> float:
         """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
@@ -312,10 +289,3 @@ class TicketSearch:
         newest = self.history[-1]
         masks = gate_masks(self.model, self.units.groups, self._static().kept) if newest.truncated else {}
         self._hook.set_truncation(masks, newest.chi)
-
-
-def _units_of(model: nn.Module, units: str | Sequence[str] | Units, example_inputs: ExampleInputs | None) -> Units:
-    if not isinstance(units, Units):
-        return find_units(model, units, example_inputs)
-    gate_masks(model, units.groups, {name: torch.ones(size, dtype=torch.bool) for name, size in units.sizes.items()})
-    return units  # of this model: their gates are all there

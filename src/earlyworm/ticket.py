@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from earlyworm.errors import TicketError
 from earlyworm.files import write_atomically
 from earlyworm.inputs import unwrap
-from earlyworm.masks import Mask, Ratio
+from earlyworm.masks import Mask
+from earlyworm.ratios import Ratio
 from earlyworm.surgery import AppliedTicket, mask_units_
 from earlyworm.units import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
 
@@ -220,6 +222,11 @@ class Ticket:
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that a ticket depends on."""
+    return {name: version(name) for name in ("earlyworm", "torch", "safetensors")}
 
 
 def _digest(described: str, tensors: dict[str, Tensor]) -> str:

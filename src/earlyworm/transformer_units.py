@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from earlyworm.block_slices import Block, head_group, matrix_groups, neuron_group
-from earlyworm.blocks import Attention, Blocks, FeedForward, describe, resembles
+from earlyworm.blocks import Attention, Blocks, FeedForward
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import unwrap
 from earlyworm.narrow_attention import reason_against_losing_heads
-from earlyworm.units import Entries, Kind, UnitGroup, Units, named_tensors
+from earlyworm.recognition import describe, resembles
+from earlyworm.units import Kind, UnitGroup, Units, named_tensors, weight_group
 from earlyworm.weights import check_weights
 
 _DESCRIBED_BY: dict[Kind, type[Attention | FeedForward]] = {
@@ -150,7 +151,7 @@ class _Finder:
             if not any(fnmatchcase(name, pattern) for name in matrices):
                 raise UnitsError(f"no matrix matches {pattern!r}; there are {_some([*matrices], ', ') or 'none'}")
         return [
-            UnitGroup(name, tensor.numel(), (), "weights", Entries(name, 0, 0, tensor.shape[0]))
+            weight_group(name, tensor)
             for name, tensor in matrices.items()
             if any(fnmatchcase(name, pattern) for pattern in patterns)
         ]

@@ -103,6 +103,11 @@ class UnitGroup:
         return max(1, min(widths, default=self.size) // self.size)  # a norm behind a flattened map is wider
 
 
+def weight_group(name: str, tensor: Tensor) -> UnitGroup:
+    """The group of all single weights of a parameter, by its qualified name."""
+    return UnitGroup(name, tensor.numel(), (), "weights", Entries(name, 0, 0, tensor.shape[0]))
+
+
 @dataclass(frozen=True, eq=False)
 class Units:
     """The units of one model.

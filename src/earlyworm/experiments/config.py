@@ -253,13 +253,8 @@ class RunConfig:
         usual = {**dataclasses.asdict(self.defaults()), **telling}
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
-            if value == usual[option.name]:
-                continue
-            name = option.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else (str(value),))]
+            if value != usual[option.name]:
+                words += option_words(option.name, value)
         return shlex.join(words)
 
     def directory_name(self) -> str:
@@ -280,6 +275,14 @@ class RunConfig:
         return cls(**settings)
 
 
+def option_words(name: str, value: Any) -> list[str]:
+    """The words of the command line that give an option this value."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", *(map(str, value) if isinstance(value, (list, tuple)) else (str(value),))]
+
+
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type that `hint` asks for: of whole numbers and fractions, equal ones must read alike."""
     choices = get_args(hint)
@@ -292,6 +295,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
     _require(type(value) in kinds, name, repr(value), f"of type {wanted}")
+    if type(value) is tuple:
+        kind = int if int in choices else str
+        _require(all(type(item) is kind for item in value), name, repr(value), f"each of type {kind.__name__}")
     return value
 
 
@@ -316,6 +322,10 @@ def _check_method(config: RunConfig) -> None:
     _require(
         config.method != "imp" or config.match == "epochs",
         "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
+    )  # fmt: skip
+    _require(
+        config.match == "epochs" or config.retrain_epochs is None,
+        "retrain_epochs", config.retrain_epochs, "None where --match flops says how long to retrain",
     )  # fmt: skip
     distinct = len(set(config.classes)) == len(config.classes) != 1 and all(number >= 0 for number in config.classes)
     _require(distinct, "classes", " ".join(map(str, config.classes)), "two or more different numbers, 0 or more")

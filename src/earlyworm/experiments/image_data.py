@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import DataError, first_line
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.sources import Indices, Split, divide, open_splits, pick
+from earlyworm.experiments.sources import Indices, Split, divide, only_classes, open_splits, pick
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,19 +89,23 @@ class ImageData:
         return normalise(images, self.mean, self.std, torch.float32).contiguous(memory_format=memory_format)
 
 
-def load_images(name: str, *, limit: int | None, label_column: str | None = None) -> ImageData:
+def load_images(
+    name: str, *, limit: int | None, label_column: str | None = None, classes: tuple[int, ...] = ()
+) -> ImageData:
     """Load a data set by name, or from local files; every run trains on the same images and holds out the same.
 
     Args:
         name: `digits`, or what `sources.open_data` takes.
         limit: The most training images to keep, at least 1; None keeps all. Held-out images are never left out.
         label_column: The column of the labels; None: found by name and type.
+        classes: The classes whose images are kept, numbered anew; none: all.
 
     Raises:
+        ConfigError: If there is no such class.
         DataError: If the data are missing or damaged, or no labelled images of one size, all greyscale or all RGB.
     """
     splits = [_digits()] if name == "digits" else open_splits(name, "image", label_column, _reader)
-    division = divide(name, splits, "image", limit)
+    division = divide(name, only_classes(splits, classes, "image"), "image", limit)
     train, test = division.train, division.test
     images, test_images = torch.from_numpy(train.read(division.kept)), torch.from_numpy(test.read(division.held))
     if images.shape[1:] != test_images.shape[1:]:

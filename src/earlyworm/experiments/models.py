@@ -24,7 +24,10 @@ def scaled(channels: int, width: float) -> int:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return _draw_filters_(nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False))
+
+
+def _draw_filters_(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
@@ -165,6 +168,32 @@ def build_model(
         elif key not in stored and _before_classifier(model, key):
             stored[key] = shape
     return model.train(), _compare(model, stored, name)[1]
+
+
+def initialise_(model: nn.Module) -> nn.Module:
+    """Draw all weights anew, as they were when the network was built; widths may have changed since.
+
+    Random weights come from PyTorch's global generator: seed it first.
+
+    Args:
+        model: A reference network or a model of transformers, or what was compacted of one; it is changed in place.
+
+    Returns:
+        The same model.
+    """
+    initialise: Callable[[], None] | None = getattr(model, "initialize_weights", None)  # a model of transformers
+    if initialise is not None:
+        for part in (*model.modules(), *model.parameters(), *model.buffers()):
+            if hasattr(part, "_is_hf_initialized"):
+                part._is_hf_initialized = False
+        initialise()
+        return model
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            _draw_filters_(module)
+        elif isinstance(module, nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+    return model
 
 
 def load_weights(model: nn.Module, path: str | Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from contextlib import nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,8 +14,10 @@ from earlyworm.channels import find_channels
 from earlyworm.costs import count_flops, latency
 from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.bench import Bench, Found, Observer, Retrained, Silent
+from earlyworm.experiments.config import SEARCHES, RunConfig
 from earlyworm.experiments.data import load_data
+from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.names import suggest
 from earlyworm.experiments.results import (
     AccuracyResult,
@@ -27,20 +29,11 @@ from earlyworm.experiments.results import (
     TicketCost,
     TotalCost,
 )
+from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory, build_network
-from earlyworm.experiments.stages import (
-    Bench,
-    Found,
-    Observer,
-    Retrained,
-    Silent,
-    arrange_memory,
-    compact_ticket,
-    retrain,
-    search_ticket,
-)
+from earlyworm.experiments.searching import NoEmergence, find_ticket
 from earlyworm.experiments.training import Pace, check_batch
-from earlyworm.finding import find_units
+from earlyworm.finding import find_all_weights, find_units
 from earlyworm.inputs import ExampleInputs
 from earlyworm.search import TicketSearch
 from earlyworm.ticket import Ticket
@@ -89,7 +82,9 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     at_once = pace.batch // config.accumulation // accelerator.num_processes
     check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
-    if config.search_epochs / config.check_every < config.window - (config.score != "taylor"):
+    if config.method in SEARCHES and config.search_epochs / config.check_every < config.window - (
+        config.score != "taylor"
+    ):
         notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.window} masks")
     for note in notes:
         observer.note(note)
@@ -109,11 +104,11 @@ def _work(bench: Bench, dense: nn.Module, search: TicketSearch, notes: tuple[str
         accelerator.init_trackers("earlyworm", {name: str(value) for name, value in config.settings().items()})
     with accelerator.main_process_first():  # it removes what is damaged
         state = directory.checkpoints.load(bench.observer.note)
-    found, ticket = search_ticket(bench, dense, search, state)
+    found, ticket = _find_ticket(bench, dense, search, state)
     small, retrained = None, Retrained()
     if ticket is not None:
         small = compact_ticket(bench, dense, ticket, found)
-        retrained = retrain(bench, small, found, state)
+        retrained = retrain(bench, dense, small, found, state)
     result = _result(bench, found, retrained, ticket, dense, small, notes)
     if accelerator.is_main_process:
         if small is not None:
@@ -121,6 +116,15 @@ def _work(bench: Bench, dense: nn.Module, search: TicketSearch, notes: tuple[str
         directory.write(directory.result, result.to_json().encode())
     accelerator.wait_for_everyone()
     return result
+
+
+def _find_ticket(
+    bench: Bench, dense: nn.Module, search: TicketSearch, state: dict[str, Any] | None
+) -> tuple[Found, Ticket | None]:
+    """The first stage, of which there are two kinds."""
+    if bench.config.method == "imp":
+        return prune_iteratively(bench, dense, search.units, state)
+    return find_ticket(bench, dense, search, state)
 
 
 def _result(
@@ -153,9 +157,10 @@ def _result(
             for name, (kept, units) in layers.items()
             if kept <= _BOTTLENECK * units
         )
-        if "weights" in config.units:
+        if "weights" in ticket.units.kinds.values():
             notes += ("single weights are held at zero: nothing gets smaller, and nothing faster",)
     accuracies = tuple(retrained.recovery)
+    forced = ticket is not None and not found.emerged and config.method in SEARCHES
     return RunResult(
         config=config,
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES[config.task]}},
@@ -165,20 +170,23 @@ def _result(
         search=SearchResult(
             method=config.method,
             emerged=found.emerged,
-            forced=ticket is not None and not found.emerged,
-            epoch=pace.epochs(found.steps) if found.emerged else None,
+            forced=forced,
+            epoch=None if ticket is None or forced else pace.epochs(found.steps),
             triggered_epoch=triggered,
             seconds=found.seconds,
             train_flops=search_flops,
             overhead_seconds=found.overhead_seconds,
             overhead_flops=found.overhead_flops,
             history=history,
+            distances=tuple(map(tuple, found.distances)),
+            rounds=tuple(found.rounds),
         ),
         accuracy=AccuracyResult(
             before=history[-1].accuracy,
             pruned=found.pruned,
             recovery=accuracies,
             final=accuracies[-1] if accuracies else found.pruned,
+            losses=tuple(retrained.losses),
         ),
         dense=DenseCost(_parameters(dense), dense_forward // 2, latency(dense, example)),
         ticket=ticket_cost,
@@ -227,7 +235,7 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
 
 def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) -> TicketSearch:
     """The search that the settings describe."""
-    chi = config.effective_chi
+    chi, searches = config.effective_chi, config.method in SEARCHES
     truncation: Truncation | None = None
     if config.method == "constant" and chi is not None:
         truncation = Constant(chi, config.static)
@@ -235,7 +243,9 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) ->
         truncation = Greedy(config.static)
     elif config.method == "worm" and chi is not None:
         truncation = Worm(config.trigger, chi, config.static, config.greedy_first)
-    if config.units == ("channels",):
+    if config.method == "imp":
+        units = find_all_weights(model)
+    elif config.units == ("channels",):
         units = find_channels(model, example, coupling=config.coupling)
     else:
         units = find_units(model, config.units, example)
@@ -243,10 +253,10 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) ->
         model,
         units=units,
         pruning_ratio=config.pruning_ratio,
-        emergence=Emergence(config.window, config.epsilon),
+        emergence=Emergence(config.window, config.epsilon) if searches else NoEmergence(config.window),
         truncation=truncation,
         sparsity_penalty=config.sparsity_penalty,
-        score=config.score,
+        score="magnitude" if config.method == "imp" else config.score,
         min_units=config.min_units,
     )
 

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import nn
 
 from earlyworm.compaction import compact
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.checkpoint import Checkpoints
+from earlyworm.experiments.claim import LOCK, claim
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.models import build_model, load_weights, replace_classifier
 from earlyworm.experiments.results import RunResult
 from earlyworm.files import TEMPORARY, write_atomically
 from earlyworm.ticket import Ticket
-
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class RunDirectory:
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise RunError(f"{self.path} is a file: choose another --output")
-            nothing = (TEMPORARY, _LOCK)
+            nothing = (TEMPORARY, LOCK)
             if not self.path.is_dir() or all(any(map(path.match, nothing)) for path in self.path.iterdir()):
                 return
         except OSError as error:
@@ -121,24 +119,16 @@ class RunDirectory:
             raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other processes from working on the same run; a process that is killed gives it up.
-
-        Raises:
-            RunError: If one is doing so, or the directory cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / _LOCK, timeout=0)
-            lock.acquire()
-        except Timeout as error:
-            raise RunError(f"another process is at work in {self.path}: wait for it, or stop it") from error
-        except OSError as error:
-            raise RunError(f"cannot write to {self.path} ({error.strerror}): choose another --output") from error
-        try:
+    def claimed(self, patience: float = 0.0) -> Iterator[None]:
+        """Keep other processes from working on the same run; see `claim`."""
+        with claim(self.path, patience):
             yield
-        finally:
-            lock.release()
+
+    def wait(self, patience: float) -> None:
+        """Wait, but not longer than `patience` seconds, until no other process is at work on the run."""
+        if self.config.exists():
+            with suppress(RunError), self.claimed(patience):
+                pass
 
     def read_config(self) -> RunConfig:
         """The settings of the run.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from earlyworm.errors import DataError, first_line
+from earlyworm.errors import ConfigError, DataError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,6 +89,38 @@ def divide(name: str, splits: list[Split], noun: str, limit: int | None) -> Divi
     if limit is not None:
         kept = np.sort(np.random.default_rng(FIXED_SEED).permutation(kept)[:limit])
     return Division(train, kept, test, held, words)
+
+
+def only_classes(splits: list[Split], classes: tuple[int, ...], noun: str) -> list[Split]:
+    """The same splits with the examples of some classes alone, numbered anew in the order given.
+
+    Args:
+        splits: Splits of one data set.
+        classes: Two or more numbers of classes; none leaves everything as it is.
+        noun: What an example is called.
+
+    Raises:
+        ConfigError: If there is no such class.
+    """
+    if not classes:
+        return splits
+    most = splits[0].classes
+    if missing := [number for number in classes if number >= most]:
+        raise ConfigError(f"classes has {missing[0]}, but {splits[0].name} has the classes 0 to {most - 1}")
+    chosen = []
+    for split in splits:
+        members = np.flatnonzero(np.isin(split.labels, classes))
+        if not len(members):
+            raise ConfigError(f"{split.name} has no {noun} of the classes {', '.join(map(str, classes))}: name others")
+        numbers = {number: position for position, number in enumerate(classes)}
+        labels = np.array([numbers[label] for label in split.labels[members].tolist()], dtype=np.int64)
+        chosen.append(Split(split.name, labels, len(classes), partial(_read_members, split.read, members)))
+    return chosen
+
+
+def _read_members(read: Callable[[Indices], Any], members: Indices, indices: Indices) -> Any:
+    """Some of the examples of a split whose numbers are `members`."""
+    return read(members[indices])
 
 
 def _cut(split: Split, noun: str) -> tuple[Indices, Indices]:

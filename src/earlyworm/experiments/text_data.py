@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.pretrained import load_tokenizer
-from earlyworm.experiments.sources import Indices, divide, open_splits
+from earlyworm.experiments.sources import Indices, divide, only_classes, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -186,7 +186,7 @@ def load_text(config: RunConfig) -> TextData:
         EarlywormError: If data or tokenizer are missing or damaged, a text is empty, or texts may become too long.
     """
     splits = open_splits(config.data, "text", config.label_column, _reader(config.text_columns))
-    division = divide(config.data, splits, "text", config.limit)
+    division = divide(config.data, only_classes(splits, config.classes, "text"), "text", config.limit)
     texts, test_texts = division.train.read(division.kept), division.test.read(division.held)
     tokenizer = load_tokenizer(config.model)
     if config.max_length > tokenizer.model_max_length:

@@ -27,6 +27,23 @@ _REPORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far the schedule of the learning rate is, as a stage goes on.
+
+    Attributes:
+        steps: The optimizer steps in which the stage would bring it to its end.
+        start: Where the stage finds it, in [0, 1).
+    """
+
+    steps: int
+    start: float = 0.0
+
+    def after(self, steps: int) -> float:
+        """The fraction of the schedule that is over after `steps` steps of the stage."""
+        return self.start + (1 - self.start) * steps / self.steps
+
+
+@dataclass(frozen=True)
 class Pace:
     """How training is divided.
 
@@ -131,8 +148,7 @@ def train_steps(
     stage: str,
     first: int,
     steps: int,
-    horizon: float,
-    start: float = 0.0,
+    progress: Progress,
     report: Callable[[float, float], None] | None = None,
 ) -> float:
     """Take `steps` optimizer steps from step `first` of a stage on.
@@ -150,8 +166,7 @@ def train_steps(
         stage: Names the stage; each has its own random numbers.
         first: Steps of this stage that were taken before.
         steps: Steps to take.
-        horizon: Epochs over which the learning rate is scheduled.
-        start: Epochs of the horizon that lie before this stage.
+        progress: How far the schedule of the learning rate is after as many steps of the stage.
         report: Told the epoch of the stage and the loss, every now and then.
 
     Returns:
@@ -172,7 +187,7 @@ def train_steps(
         epoch, position = divmod(step, pace.steps_per_epoch)
         if epoch != order_epoch:
             order, order_epoch = data.epoch_order(stable_seed(config.seed, stage), epoch, pace.batch), epoch
-        rate = learning_rate(config, (start + pace.epochs(step)) / horizon, pace.epochs(1) / horizon)
+        rate = learning_rate(config, progress.after(step), (1 - progress.start) / progress.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = order[position * pace.batch : (position + 1) * pace.batch]

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
+from earlyworm.experiments.config import SEARCHES
 from earlyworm.experiments.results import RunResult
+from earlyworm.reporting.palette import DENSE, INK, MUTED, PAPER, TICKET
+from earlyworm.reporting.run_words import draw_epoch, pruned_in_training, retrain_length
 
-# Name -> colour in light mode and in dark mode. The light colours differ, for the page's script finds the dark one by
-# the light one. Colour alone tells nothing: lines differ in dash, points in shape, bars in hatching.
-PALETTE = {
-    "paper": ("#fcfcfb", "#15181b"),
-    "ink": ("#1d2226", "#e6e8ea"),
-    "muted": ("#59636b", "#9ba6ae"),
-    "rule": ("#dbdfe2", "#30363c"),
-    "dense": ("#2b4c7e", "#93b7ea"),
-    "ticket": ("#b04a14", "#f0a263"),
-}
-_PAPER, _INK, _MUTED, _RULE, _DENSE, _TICKET = (light for light, _ in PALETTE.values())
-
-
-def draw_epoch(result: RunResult) -> float:
-    """The epoch at which the ticket was drawn, or the search ended."""
-    return result.search.history[-1].epoch if result.search.epoch is None else result.search.epoch
-
-
-def retrain_length(result: RunResult) -> float:
-    """Epochs of retraining; the last one is not whole where the search stopped within one."""
-    left = result.config.epochs - draw_epoch(result)
-    planned = left if result.config.retrain_epochs is None else result.config.retrain_epochs
-    return min(len(result.accuracy.recovery), planned)
+EPOCHS = {"title": {"text": "epoch"}, "rangemode": "tozero", "unifiedhovertitle": {"text": "epoch %{x}"}}
 
 
 def distance_figure(result: RunResult) -> go.Figure:
@@ -36,43 +17,51 @@ def distance_figure(result: RunResult) -> go.Figure:
     config, search = result.config, result.search
     checks = [check for check in search.history if check.distance_mean is not None]
     mean, largest = ({c.epoch: getattr(c, f"distance_{kind}") for c in checks} for kind in ("mean", "max"))
-    figure = go.Figure(_line(mean, "mean distance", _DENSE, "solid", "circle"))
+    figure = go.Figure(_line(mean, "mean distance", DENSE, "solid", "circle"))
     figure.data[0].customdata = [(f"{c.chi:.3g}", c.truncated) for c in checks]
     figure.data[0].hovertemplate = "%{y:.3f}<br>chi %{customdata[0]}, %{customdata[1]} units truncated"
-    figure.add_trace(_line(largest, "largest distance", _DENSE, "dash", "square-open"))
+    figure.add_trace(_line(largest, "largest distance", DENSE, "dash", "square-open"))
     figure.data[1].hovertemplate = "%{y:.3f}"
-    lines = [("epsilon", config.epsilon, "dot", "bottom left")]
+    lines = [("epsilon", config.epsilon, "dot", "bottom left")] if config.method in SEARCHES else []
     if config.method == "worm":
         lines.append(("trigger", config.trigger, "dashdot", "top left"))
     for name, value, dash, place in lines:
-        label = {"text": f"{name} {value:g}", "font": {"color": _MUTED}}
-        figure.add_hline(value, line={"color": _MUTED, "dash": dash}, annotation=label, annotation_position=place)
+        label = {"text": f"{name} {value:g}", "font": {"color": MUTED}}
+        figure.add_hline(value, line={"color": MUTED, "dash": dash}, annotation=label, annotation_position=place)
     for name, epoch, values, symbol, colour in (
-        ("trigger", search.triggered_epoch, mean, "triangle-up", _INK),
-        ("emergence", search.epoch, largest, "star", _TICKET),
+        ("trigger", search.triggered_epoch, mean, "triangle-up", INK),
+        ("emergence" if search.emerged else "pruning", search.epoch, largest, "star", TICKET),
     ):
         if epoch in values:
             figure.add_trace(_line({epoch: values[epoch]}, name, colour, "solid", symbol))
             figure.data[-1].update(mode="markers", marker={"size": 15}, hoverinfo="skip")
-    return figure.update_layout(yaxis={"title": "mask distance", "rangemode": "tozero"})
+    return figure.update_layout(xaxis=EPOCHS, yaxis={"title": "mask distance", "rangemode": "tozero"})
 
 
 def accuracy_figure(result: RunResult) -> go.Figure:
     """Held-out accuracy through search, pruning and retraining."""
-    accuracy, drawn = result.accuracy, draw_epoch(result)
-    search = {check.epoch: check.accuracy for check in result.search.history}
-    figure = go.Figure(_line(search, "search, dense network", _DENSE, "solid", "circle"))
-    if accuracy.pruned is not None:
+    config, accuracy, drawn = result.config, result.accuracy, draw_epoch(result)
+    before = {check.epoch: check.accuracy for check in result.search.history}
+    ends = [drawn + min(epoch, retrain_length(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
+    after = dict(zip(ends, accuracy.recovery, strict=True))
+    if result.ticket is not None and not pruned_in_training(result):
+        name = "training, dense network" if config.method == "dense" else "training, smaller network"
+        colour = DENSE if config.method == "dense" else TICKET
+        figure = go.Figure(_line({drawn: accuracy.pruned or 0.0} | after, name, colour, "solid", "circle"))
+    else:
+        name = "search, dense network" if config.method in SEARCHES else "before pruning"
+        figure = go.Figure(_line(before, name, DENSE, "solid", "circle"))
+    if pruned_in_training(result):
         # The cross lies above the first point of the recovery; at the upper end the line needs no mark.
         drop = {"x": [drawn, drawn], "y": [accuracy.pruned, accuracy.before], "marker": {"size": [10, 0]}, "zorder": 1}
-        figure.add_trace(_line({}, "pruning", _INK, "dot", "x").update(drop))
+        figure.add_trace(_line({}, "pruning", INK, "dot", "x").update(drop))
         # Only weights that are kept lead from the drop to the recovery; others start anew.
-        start = {drawn: accuracy.pruned} if result.config.retrain_from == "emergence" else {}
-        ends = [drawn + min(epoch, retrain_length(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
-        recovery = start | dict(zip(ends, accuracy.recovery, strict=True))
-        figure.add_trace(_line(recovery, "retraining, ticket", _TICKET, "dash", "square"))
+        kept = config.retrain_from == "emergence" and config.method != "imp"
+        start = {drawn: accuracy.pruned or 0.0} if kept else {}
+        figure.add_trace(_line(start | after, "retraining, ticket", TICKET, "dash", "square"))
     figure.update_traces(hovertemplate="%{y:.1%}")
-    return figure.update_layout(yaxis={"title": "held-out accuracy", "tickformat": ".0%", "rangemode": "nonnegative"})
+    percents = {"title": "held-out accuracy", "tickformat": ".0%", "rangemode": "nonnegative"}
+    return figure.update_layout(xaxis=EPOCHS, yaxis=percents)
 
 
 def layers_figure(result: RunResult) -> go.Figure:
@@ -80,8 +69,8 @@ def layers_figure(result: RunResult) -> go.Figure:
     # Shares, not counts: beside a layer of thousands of neurons, one of twelve heads would vanish.
     shares = [kept / units for kept, units in result.layers.values()]
     rows, names = list(range(len(shares))), list(result.layers)
-    hatching = {"color": _PAPER, "line": {"color": _MUTED, "width": 1}, "pattern": {"shape": "/", "fgcolor": _MUTED}}
-    figure = go.Figure(go.Bar(x=shares, y=rows, name="kept", orientation="h", marker={"color": _TICKET}))
+    hatching = {"color": PAPER, "line": {"color": MUTED, "width": 1}, "pattern": {"shape": "/", "fgcolor": MUTED}}
+    figure = go.Figure(go.Bar(x=shares, y=rows, name="kept", orientation="h", marker={"color": TICKET}))
     figure.add_bar(x=[1 - share for share in shares], y=rows, name="removed", orientation="h", marker=hatching)
     figure.update_traces(hovertemplate="%{x:.1%}")
     # Names stand above the bars: at the side, those of large networks would leave a phone no room for bars.

@@ -1,0 +1,157 @@
+"""Draw tickets otherwise than by a search: at random, uniformly narrower, or ever sparser by magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from earlyworm.errors import ConfigError, TicketError
+from earlyworm.inputs import unwrap
+from earlyworm.masks import Mask, check_finite, make_mask, remove_lowest
+from earlyworm.ratios import Ratio, check_min_units, ratio_per_kind
+from earlyworm.selection import absolute_sum, unpack
+from earlyworm.ticket import Ticket, fingerprint, library_versions
+from earlyworm.units import Units
+
+
+def full_mask(units: Units) -> Mask:
+    """The mask that keeps everything."""
+    return Mask.from_groups({name: torch.ones(size) for name, size in units.sizes.items()}, units.kinds)
+
+
+def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: int = 1) -> Mask:
+    """A mask that removes as many units as `make_mask` would, any of them with the same chance.
+
+    Args:
+        units: The units of a model.
+        ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
+        seed: Of the random numbers; on every machine the same seed gives the same mask.
+        min_units: How many units of every group stay, at least 1.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ConfigError: If the ratio or `min_units` is impossible.
+
+    Example:
+        >>> import torch, earlyworm as ew
+        >>> layer = torch.nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64, batch_first=True)
+        >>> units = ew.find_transformer_units(layer)
+        >>> mask = ew.random_mask(units, {"heads": 0.25, "neurons": 0.5}, seed=0)
+        >>> {name: int(kept.sum()) for name, kept in mask.kept.items()}
+        {'self_attn': 3, 'linear1': 32}
+        >>> ticket = ew.ticket_of(layer, units, mask, method="random", pruning_ratio={"heads": 0.25, "neurons": 0.5})
+        >>> ew.compact(layer, ticket).linear1
+        Linear(in_features=32, out_features=32, bias=True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(size, generator=generator) for name, size in units.sizes.items()}
+    return make_mask(scores, ratio, min_units=min_units, kinds=units.kinds)
+
+
+def uniform_mask(units: Units, ratio: Ratio, *, min_units: int = 1) -> Mask:
+    """A mask that removes the same fraction of every group: the last units of each, so that what stays is narrower.
+
+    Args:
+        units: The units of a model.
+        ratio: Fraction of every group to remove, in [0, 1), or one such number per kind; what stays is rounded to
+            the nearest number of units.
+        min_units: How many units of every group stay, at least 1.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ConfigError: If the ratio or `min_units` is impossible.
+    """
+    check_min_units(min_units)
+    ratios = ratio_per_kind(ratio, [*dict.fromkeys(units.kinds.values())])
+    kept = {
+        group.name: torch.arange(group.size) < max(min_units, round((1 - ratios[group.kind]) * group.size))
+        for group in units.groups
+    }
+    return Mask.from_groups(kept, units.kinds)
+
+
+def further_mask(mask: Mask, scores: Mapping[str, Tensor], keep: int, *, min_units: int = 1) -> Mask:
+    """The mask of the next round of iterative magnitude pruning (the lottery ticket hypothesis, arXiv 1803.03635).
+
+    It removes those with the lowest scores of the units that are still kept, and never revives one. Of equal scores
+    the later unit goes first. The `min_units` best units of every group always stay, so far as they are kept now.
+
+    Args:
+        mask: The mask of the round before, over units of one kind.
+        scores: One number for every unit, in row-major order, per group name; what counts is the absolute value in
+            float32. Those of single weights are the weights.
+        keep: How many units stay in all.
+        min_units: How many units of every group stay, at least 1.
+
+    Returns:
+        The mask.
+
+    Raises:
+        ConfigError: If as many cannot stay, or the mask is over several kinds of units.
+        SearchError: If the score of a unit that is kept is not finite.
+
+    Example:
+        >>> import torch, earlyworm as ew
+        >>> weights = {"a": torch.tensor([0.1, -3.0, 0.5, 2.0])}
+        >>> mask = ew.further_mask(ew.make_mask(weights, 0.25), {"a": torch.tensor([9.0, -3.0, 0.5, 2.0])}, keep=2)
+        >>> mask.flat.tolist()
+        [False, True, False, True]
+    """
+    check_min_units(min_units)
+    if len(set(mask.kinds.values())) > 1:
+        raise ConfigError("the mask is over several kinds of units, which are not compared: prune one kind at a time")
+    left: dict[str, Tensor] = {}
+    for name, kept in mask.kept.items():
+        left[name] = scores[name].detach().flatten()[kept.to(scores[name].device)]
+    check_finite({name: absolute_sum(score) for name, score in left.items()})
+    fewest = sum(min(min_units, score.numel()) for score in left.values())
+    if not fewest <= keep <= mask.units_kept:
+        raise ConfigError(f"keep is {keep}, but must be from {fewest} (min_units of every group) to {mask.units_kept}")
+    removed = remove_lowest(left, mask.units_kept - keep, min_units)
+    further = {}
+    for name, kept in mask.kept.items():
+        kept[kept.clone()] = ~unpack(removed[name], left[name].numel())
+        further[name] = kept
+    return Mask.from_groups(further, mask.kinds)
+
+
+def ticket_of(
+    model: nn.Module, units: Units, mask: Mask, *, method: str, pruning_ratio: Ratio, step: int = 0
+) -> Ticket:
+    """The ticket of a mask that no search has found.
+
+    Args:
+        model: The model.
+        units: Its units.
+        mask: Which of them are kept.
+        method: How the mask was made, in words.
+        pruning_ratio: The fraction of units that was asked to be removed, or one per kind of units.
+        step: Optimizer steps before the mask was made.
+
+    Returns:
+        A ticket that has not emerged. All units have the same score, so that `round_ticket` keeps the first of those
+        that are removed.
+
+    Raises:
+        TicketError: If the mask is over other units.
+    """
+    if list(mask.sizes.items()) != list(units.sizes.items()):
+        raise TicketError("the mask is over other units: make it from the units that are given here")
+    return Ticket(
+        mask=mask,
+        units=units,
+        scores={group.name: torch.ones(group.size) for group in units.groups if group.entries is None},
+        structure=fingerprint(unwrap(model)),
+        method=method,
+        pruning_ratio=pruning_ratio,
+        step=step,
+        emerged=False,
+        distances=(),
+        versions=library_versions(),
+    )

@@ -1,0 +1,144 @@
+"""What all stages of a run work with: its parts, what they hand on, and who is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import Data
+from earlyworm.experiments.results import CheckRecord
+from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.experiments.training import Pace, Progress, train_steps
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Observer(Protocol):
+    """Is told what happens while a run goes on; only the first process has one."""
+
+    def stage(self, name: str, epochs: float, done: float) -> None:
+        """A stage begins, `done` of its `epochs` epochs were taken before an interruption."""
+
+    def progress(self, epoch: float, loss: float) -> None:
+        """Training is at `epoch` of the stage."""
+
+    def check(self, record: CheckRecord) -> None:
+        """A check of the search is done."""
+
+    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
+        """An epoch of retraining is done."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def stage(self, name: str, epochs: float, done: float) -> None:
+        """Nothing."""
+
+    def progress(self, epoch: float, loss: float) -> None:
+        """Nothing."""
+
+    def check(self, record: CheckRecord) -> None:
+        """Nothing."""
+
+    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Found:
+    """What the first stage hands on; together with the ticket, all that retraining and the result need of it.
+
+    Attributes:
+        history: The checks, as JSON.
+        masks: The bits of every mask, for their distances to each other; none if they are too large to be kept.
+        distances: Of each of them to all before it.
+        rounds: Units kept after each round of iterative pruning.
+        emerged: Whether the ticket has emerged.
+        steps: Optimizer steps.
+        seconds: Of training and of the search.
+        progress: How far the schedule of the learning rate is, in [0, 1), where retraining begins.
+        overhead_seconds: What the search itself has cost.
+        overhead_flops: Likewise.
+        pruned: Held-out accuracy right after pruning.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+    distances: list[list[float]] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    emerged: bool = False
+    steps: int = 0
+    seconds: float = 0.0
+    progress: float = 0.0
+    overhead_seconds: float = 0.0
+    overhead_flops: int = 0
+    pruned: float | None = None
+
+
+@dataclass
+class Retrained:
+    """What the retraining stage hands on: steps, seconds, and accuracy and loss after every epoch."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    recovery: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that all stages of one run work with."""
+
+    config: RunConfig
+    directory: RunDirectory
+    accelerator: Accelerator
+    data: Data
+    pace: Pace
+    observer: Observer
+
+    def steps(self, epochs: float) -> int:
+        """How many optimizer steps `epochs` are."""
+        return round(epochs * self.pace.steps_per_epoch)
+
+    def train(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, stage: str, first: int, steps: int, progress: Progress
+    ) -> float:
+        """Take optimizer steps; see `train_steps`.
+
+        Args:
+            model: The network, prepared.
+            optimizer: Its optimizer, likewise.
+            stage: Names the stage; each has its own random numbers.
+            first: Steps of this stage that were taken before.
+            steps: Steps to take.
+            progress: How far the schedule of the learning rate is after as many steps.
+
+        Returns:
+            The mean training loss.
+        """
+        return train_steps(
+            model, optimizer, self.data, self.config, self.pace, self.accelerator, stage=stage, first=first,
+            steps=steps, progress=progress, report=self.observer.progress,
+        )  # fmt: skip
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Save a checkpoint, in the first process."""
+        if self.accelerator.is_main_process:
+            self.directory.checkpoints.save(state)
+
+    def release(self, model: nn.Module) -> None:
+        """Take off what the accelerator has put around a network that is trained no more."""
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()

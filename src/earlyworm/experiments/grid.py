@@ -1,0 +1,241 @@
+"""A grid of runs: methods x seeds x pruning ratios x models x data.
+
+Nothing heavy is imported here, so that the command can answer a wrong grid at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from earlyworm.errors import ConfigError
+from earlyworm.experiments.comparison import Setting
+from earlyworm.experiments.config import SEARCHES, RunConfig, option_words
+from earlyworm.experiments.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
+from earlyworm.experiments.names import Task, check_data_name, suggest, task_by_name
+from earlyworm.experiments.results import RunResult
+
+METHODS = (
+    "dense", "narrow", "random", "random@early-bird", "late", "early-bird", "constant", "greedy", "worm",
+    "worm:static=window", "imp", "rst",
+)  # fmt: skip
+SEEDS = (0, 1, 2, 3, 4)
+OPTIONS = tuple(
+    option.name
+    for option in dataclasses.fields(RunConfig)
+    if option.name not in {"method", "seed", "ratio", "model", "data", *OF_ONE_METHOD}
+)
+"""Options of a run that a grid sets for all of its runs."""
+
+_AXES = {"methods": object, "seeds": int, "ratios": float, "models": str, "data": str}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        label: What its method is called in the grid.
+        config: Its settings; without what it takes from the ticket of another one.
+        follows: The method from whose ticket it takes that, with the same seed and setting; None: from none.
+    """
+
+    label: str
+    config: RunConfig
+    follows: str | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """What it has in common with the runs that it is compared with."""
+        return Setting(self.config.model, self.config.data, self.config.ratio)
+
+    def __str__(self) -> str:
+        return f"{self.label}, seed {self.config.seed}, {self.setting}"
+
+    def after(self, reference: RunResult) -> Self:
+        """The cell with its settings complete, now that there is a result of the one that it follows.
+
+        Raises:
+            ConfigError: If nothing can be taken from it.
+        """
+        if reference.ticket is None or reference.search.epoch is None:
+            raise ConfigError(
+                f"{self.follows} drew no ticket that {self.label} could follow: raise search_epochs or epsilon, or "
+                "draw by force"
+            )
+        name = FOLLOWED[self.config.method]
+        value = reference.ticket.macs if name == "macs" else reference.search.epoch
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **{name: value}), follows=None)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every method with every seed, pruning ratio, model and data set.
+
+    Attributes:
+        methods: The methods.
+        baseline: The label of the one that the others are compared with.
+        seeds: The seeds.
+        ratios: The pruning ratios.
+        models: The models; None: the default for each data set.
+        data: The data sets.
+        name: Begins the name of the comparison's directory; None: models and data do.
+        options: Further options of all runs, by the names of `RunConfig`; the others have the defaults for their data.
+
+    Raises:
+        ConfigError: If there is no cell, one is there twice, or anything is impossible.
+
+    Example:
+        >>> grid = Grid.of({"methods": ["early-bird", "worm"], "seeds": [0, 1], "data": "digits"})
+        >>> len(grid.cells())
+        4
+    """
+
+    methods: tuple[GridMethod, ...]
+    baseline: str
+    seeds: tuple[int, ...] = SEEDS
+    ratios: tuple[float, ...] = (0.5,)
+    models: tuple[str, ...] | None = None
+    data: tuple[str, ...] = ("digits",)
+    name: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        labels = [method.label for method in self.methods]
+        for axis in _AXES:
+            values = labels if axis == "methods" else getattr(self, axis)
+            if values is None:
+                continue
+            if not values:
+                raise ConfigError(f"{axis} is empty, so the grid has no cells: give at least one")
+            value, count = Counter(values).most_common(1)[0]
+            if count > 1:
+                raise ConfigError(f"{axis} has {value!r} twice: leave one of them out")
+        if self.baseline not in labels:
+            raise ConfigError(f"the baseline {self.baseline!r} is not in the grid: {suggest(self.baseline, labels)}")
+        followers = {method.label for method in self.methods if self._follows(method)}
+        for method in self.methods:
+            if method.follows and (method.follows not in labels or method.follows in followers):
+                others = ", ".join(label for label in labels if label not in followers)
+                raise ConfigError(
+                    f"{method.label!r} follows {method.follows!r}, but there is no such method, or it follows another "
+                    f"itself: add it, or choose from {others or 'methods that follow none'}"
+                )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Self:
+        """A grid from options and their values, as they stand in a file or on the command line.
+
+        Raises:
+            ConfigError: If anything in it is impossible.
+        """
+        values = {name.replace("-", "_"): value for name, value in given.items()}
+        names = [*_AXES, "baseline", "name", *OPTIONS]
+        for name in values:
+            if name not in names:
+                raise ConfigError(f"unknown option {name!r} of a grid: {suggest(name, names)}")
+        axes = {name: _several(name, values.pop(name), kind) for name, kind in _AXES.items() if name in values}
+        # Single weights that are held at zero save no FLOPs, so this method cannot take part there.
+        usual = [method for method in METHODS if method != "imp" or values.get("match") != "flops"]
+        methods = tuple(map(GridMethod.of, axes.pop("methods", usual)))
+        labels = [method.label for method in methods]
+        baseline = values.pop("baseline", "early-bird" if "early-bird" in labels or not labels else labels[0])
+        name = values.pop("name", None)
+        for title, word in (("baseline", baseline), ("name", name)):
+            if not isinstance(word, str | None):
+                raise ConfigError(f"{title} is {word!r}, but must be a word")
+        options = {option: tuple(value) if isinstance(value, list) else value for option, value in values.items()}
+        return cls(methods=methods, baseline=baseline, name=name, options=options, **axes)
+
+    def given(self) -> dict[str, Any]:
+        """Inverse of `of`."""
+        values: dict[str, Any] = {"methods": [str(method) for method in self.methods], "baseline": self.baseline}
+        values |= {axis: list(getattr(self, axis)) for axis in ("seeds", "ratios", "data")}
+        values |= {} if self.models is None else {"models": list(self.models)}
+        return values | ({} if self.name is None else {"name": self.name}) | dict(self.options)
+
+    def command(self) -> str:
+        """The command line that does or continues the comparison: every option that differs from its default."""
+        words = ["earlyworm", "compare"]
+        usual = Grid.of({"match": self.options.get("match", "epochs")}).given()
+        usual["baseline"] = Grid.of({"methods": [str(method) for method in self.methods]}).baseline
+        # What is started afresh once is not started afresh when it goes on.
+        given = {name: value for name, value in self.given().items() if name != "overwrite"}
+        for name, value in given.items():
+            if value != usual.get(name) or name in self.options:
+                words += option_words(name, value)
+        return shlex.join(words)
+
+    @property
+    def directory(self) -> Path:
+        """Where the comparison's own files lie; its name ends with a hash of everything that makes the comparison."""
+        given = {name: value for name, value in self.given().items() if name not in ("output", "overwrite")}
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:8]
+        names = [self.name] if self.name else [*self.data, *(self.models or ())]
+        readable = "-".join(Path(name.rstrip("/")).name.replace(":", "-") for name in names)[:64]
+        return Path(self.options.get("output", RunConfig.output)) / f"compare-{readable}-{digest}"
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells: setting by setting, and seed by seed, so that methods can be compared long before all are done.
+
+        Raises:
+            ConfigError: If the options of a cell are impossible, or two cells are the same run.
+            DataError: If it takes a look at the data to tell the defaults, and they cannot be opened.
+        """
+        cells = tuple(
+            Cell(method.label, self._config(method, model, data, ratio, seed), self._follows(method))
+            for data in self.data
+            for model in self.models or (None,)
+            for ratio in self.ratios
+            for seed in self.seeds
+            for method in self.methods
+        )
+        known: dict[tuple[str, str | None], Cell] = {}
+        for cell in cells:
+            first = known.setdefault((json.dumps(cell.config.settings()), cell.follows), cell)
+            if first is not cell:
+                raise ConfigError(f"{first.label!r} and {cell.label!r} are the same runs: leave one of them out")
+        return cells
+
+    def _config(self, method: GridMethod, model: str | None, data: str, ratio: float, seed: int) -> RunConfig:
+        changes: dict[str, Any] = {**self.options, **dict(method.options)}
+        changes |= {"task": self._task(model, data), "method": method.method, "data": data}
+        changes |= {"ratio": ratio, "seed": seed} | ({} if model is None else {"model": model})
+        try:
+            return RunConfig.for_text(**changes) if changes["task"] == "text" else RunConfig(**changes)
+        except ConfigError as error:
+            raise ConfigError(f"{method.label}: {error}") from error
+
+    def _task(self, model: str | None, data: str) -> Task:
+        check_data_name(data)
+        task: Task | None = self.options.get("task") or task_by_name(model, data)
+        if task is None:
+            from earlyworm.experiments.data import task_of
+
+            task = task_of(model, data)
+        return task
+
+    def _follows(self, method: GridMethod) -> str | None:
+        """The method that another one follows; narrow is as small as the ticket of a search, if there is one."""
+        if method.follows or method.method != "narrow" or "macs" in dict(method.options):
+            return method.follows
+        searches = [other.label for other in self.methods if other.method in SEARCHES]
+        return next((label for label in ("early-bird", self.baseline) if label in searches), None)
+
+
+def _several(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    """The values of an axis; a single one may stand for itself."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if kind is float:
+        values = tuple(float(number) if type(number) is int else number for number in values)
+    for one in values:
+        if kind is not object and type(one) is not kind:
+            raise ConfigError(f"{name} has {one!r}, but each must be of type {kind.__name__}")
+    return values

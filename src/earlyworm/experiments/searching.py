@@ -1,0 +1,134 @@
+"""The first stage of a run: train the dense network until its ticket is drawn, going on from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from earlyworm.compaction import round_ticket
+from earlyworm.emergence import Emergence
+from earlyworm.experiments.baselines import baseline_ticket, extrusion
+from earlyworm.experiments.bench import Bench, Found
+from earlyworm.experiments.config import SEARCHES
+from earlyworm.experiments.results import CheckRecord
+from earlyworm.experiments.training import Progress, evaluate, make_optimizer
+from earlyworm.history import Check
+from earlyworm.masks import Mask, mask_distance
+from earlyworm.search import TicketSearch
+from earlyworm.ticket import Ticket
+
+_KEPT_UNITS = 2**24  # of more units, no masks are kept for their distances to each other: 2 MB each
+
+
+@dataclass(frozen=True)
+class NoEmergence(Emergence):
+    """The search goes on, whatever its masks do: the ticket is drawn otherwise."""
+
+    def has_emerged(self, distances: Sequence[float]) -> bool:
+        """No."""
+        return False
+
+
+def find_ticket(
+    bench: Bench, dense: nn.Module, search: TicketSearch, state: dict[str, Any] | None
+) -> tuple[Found, Ticket | None]:
+    """Train the dense network until its ticket emerges or the method draws it; None if it has not emerged in time."""
+    config, pace, accelerator = bench.config, bench.pace, bench.accelerator
+    found = Found(**state["found"]) if state else Found()
+    if state and state["stage"] == "retrain":
+        return found, Ticket.load(bench.directory.ticket)
+    optimizer = make_optimizer(dense, config)
+    if state:
+        dense.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        search.load_state_dict(state["search"])
+    model, prepared = accelerator.prepare(dense, optimizer)
+    drawn_at = config.drawn_at
+    last = bench.steps(config.search_epochs if drawn_at is None else drawn_at)
+    schedule = _schedule(bench, last)
+    bench.observer.stage("search", pace.epochs(last), pace.epochs(found.steps))
+    with search.attach(optimizer), _extruded(bench, search, optimizer, found.steps, last):
+        if not found.history:
+            _record(bench, found, search, model, None)
+        while not search.emerged and found.steps < last:
+            start = time.perf_counter()
+            steps = min(pace.check_steps, last - found.steps)
+            loss = bench.train(model, prepared, "search", found.steps, steps, schedule)
+            search.update()
+            found.steps += steps
+            found.seconds += time.perf_counter() - start
+            found.emerged = search.emerged
+            found.overhead_seconds, found.overhead_flops = search.overhead.seconds, search.overhead.flops
+            _record(bench, found, search, model, loss)
+            bench.checkpoint({
+                "stage": "search", "found": asdict(found), "search": search.state_dict(),
+                "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
+            })  # fmt: skip
+    bench.release(model)
+    if config.retrain_from == "emergence" and config.method != "late":
+        found.progress = schedule.after(found.steps)
+    return found, save_ticket(bench, _draw(bench, dense, search))
+
+
+def save_ticket(bench: Bench, ticket: Ticket | None) -> Ticket | None:
+    """Round the ticket as the settings ask for, and write it to the run's directory."""
+    if ticket is None:
+        return None
+    if bench.config.round_to > 1:
+        ticket = round_ticket(ticket, bench.config.round_to)
+    if bench.accelerator.is_main_process:
+        bench.directory.write(bench.directory.ticket, ticket.to_bytes())
+    bench.accelerator.wait_for_everyone()
+    return ticket
+
+
+def _schedule(bench: Bench, last: int) -> Progress:
+    """The learning rate is scheduled over all epochs; network slimming trains to its end, and then fine-tunes."""
+    config = bench.config
+    if config.method == "late":
+        return Progress(max(1, last))
+    if config.retrain_epochs is None:
+        return Progress(bench.steps(config.epochs))
+    return Progress(bench.steps(config.search_epochs + config.retrain_epochs))
+
+
+def _extruded(
+    bench: Bench, search: TicketSearch, optimizer: torch.optim.Optimizer, done: int, last: int
+) -> AbstractContextManager[object]:
+    return extrusion(bench.config, search, optimizer, done, last) if bench.config.method == "rst" else nullcontext()
+
+
+def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None:
+    config = bench.config
+    if config.method not in SEARCHES:
+        return baseline_ticket(bench, dense, search)
+    return search.draw(force=config.force_draw) if search.emerged or config.force_draw else None
+
+
+def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, loss: float | None) -> None:
+    """Evaluate after a check, and tell and log everything about it."""
+    check = search.history[-1] if search.history else Check(0, None, None, 1.0, 0)  # some scores need gradients
+    record = CheckRecord(
+        epoch=bench.pace.epochs(found.steps),
+        distance_mean=check.distance_mean,
+        distance_max=check.distance_max,
+        chi=check.chi,
+        truncated=check.truncated,
+        loss=loss,
+        accuracy=evaluate(model, bench.data, bench.config, bench.accelerator),
+    )
+    found.history.append(asdict(record))
+    if search.history and search.mask.units <= _KEPT_UNITS:
+        newest = search.mask
+        older = [Mask(bits, newest.sizes, newest.kinds) for bits in found.masks]
+        found.distances.append([mask_distance(newest, mask) for mask in older])
+        found.masks.append(newest.bits.clone())
+    bench.observer.check(record)
+    numbers = {f"search/{name}": value for name, value in asdict(record).items() if value is not None}
+    bench.accelerator.log(numbers, step=found.steps)

@@ -1,0 +1,84 @@
+"""The scores that a search takes at every check, and whether any has changed since the check before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from earlyworm.errors import SearchError
+from earlyworm.masks import check_finite
+from earlyworm.scores import Score, choose_score, magnitude, score_units
+from earlyworm.selection import absolute_sum
+from earlyworm.taylor import TaylorScore
+from earlyworm.units import Units
+
+
+class Scorer:
+    """Scores the units of one model again and again, and remembers enough to notice that no score has changed.
+
+    Args:
+        model: The model that is trained.
+        units: Its units.
+        score: `"auto"`, a name in `scores.SCORES`, a function, or `"taylor"`.
+
+    Attributes:
+        units: Those of the units that the score can judge.
+        observe: What has to be called with the gradients of every step, see `GradientHook.observers`; None if the
+            score needs no gradients.
+        newest: The newest scores of all units that can be removed, float32 [group size] per group name, on the CPU.
+
+    Raises:
+        UnitsError: If there is no such score, or none for some unit.
+    """
+
+    def __init__(self, model: nn.Module, units: Units, score: str | Score) -> None:
+        self._model = model
+        self._taylor = TaylorScore(model, units) if score == "taylor" else None
+        self._scores, self.units = choose_score(units, magnitude if self._taylor else score)
+        self.observe = self._taylor.observe if self._taylor else None
+        self.newest: dict[str, Tensor] = {}
+        self._sums: dict[str, float] = {}  # of all newest absolute scores, per group
+        score_units(model, self.units.groups, self._scores)  # units without a score are an error now
+
+    def take(self) -> dict[str, Tensor]:
+        """The scores of all units as they are now, finite, per group name; those of single weights are not copied.
+
+        Raises:
+            SearchError: If no score has changed since the last call, one is not finite, or, where gradients are
+                needed, a group has seen none.
+        """
+        scores = self._taylor.take() if self._taylor else score_units(self._model, self.units.groups, self._scores)
+        # The sums tell of scores that are not finite too; of single weights they are all that is remembered.
+        sums = {name: absolute_sum(score) for name, score in scores.items()}
+        newest = {group.name: scores[group.name].cpu() for group in self.units.groups if group.entries is None}
+        if sums == self._sums and all(torch.equal(score, self.newest[name]) for name, score in newest.items()):
+            raise SearchError(
+                "no score has changed since the last check: equal masks would look like emergence; are the parameters "
+                "that are scored frozen, or is another model trained?"
+            )
+        check_finite(sums)
+        self._sums, self.newest = sums, newest
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered."""
+        return {
+            "scores": dict(self.newest),
+            "sums": dict(self._sums),
+            "taylor": self._taylor.state_dict() if self._taylor else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; other entries are passed over.
+
+        Raises:
+            SearchError: If it is of another score; nothing has changed then.
+        """
+        if (self._taylor is None) != (state["taylor"] is None):
+            raise SearchError("the state is of a search with another score: give the same one")
+        self.newest, self._sums = dict(state["scores"]), dict(state["sums"])
+        if self._taylor:
+            self._taylor.load_state_dict(state["taylor"])
