@@ -13,7 +13,7 @@ from pathlib import Path
 
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.results import RunResult
-from stored import HERE, emergence, load, markdown, parser, spread, train, write_between
+from stored import HERE, SHARES, emergence, load, markdown, parser, shares, spread, train, write_between
 
 RESULTS = HERE / "results" / "real_data"
 
@@ -52,7 +52,7 @@ def table() -> str:
     """Markdown: one row per network, data and method, over the seeds that are stored."""
     columns = [
         "network", "data", "method", "seeds", "emerged at epoch", "search FLOPs", "accuracy before", "pruned",
-        "1 epoch later", "final", "parameters", "MACs", "latency", "all training FLOPs",
+        "1 epoch later", "final", *SHARES,
     ]  # fmt: skip
     rows, results = [], load(RESULTS)
     for model in MODELS:
@@ -74,10 +74,7 @@ def row(model: str, data: str, method: str, results: list[RunResult]) -> list[st
         spread(results, lambda r: r.search.train_flops, 1e-12, 2) + " T",
         spread(results, lambda r: r.accuracy.before), spread(results, lambda r: r.accuracy.pruned),
         spread(results, lambda r: next(iter(r.accuracy.recovery), None)), spread(results, lambda r: r.accuracy.final),
-        spread(results, lambda r: r.ticket and r.ticket.parameters / r.dense.parameters, 100, 0) + " %",
-        spread(results, lambda r: r.ticket and r.ticket.macs / r.dense.macs, 100, 0) + " %",
-        spread(results, lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds, 100, 0) + " %",
-        spread(results, lambda r: r.total.train_flops / r.total.dense_train_flops, 100, 0) + " %",
+        *shares(results),
     ]  # fmt: skip
 
 

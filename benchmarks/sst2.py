@@ -13,7 +13,7 @@ from pathlib import Path
 
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.results import RunResult
-from stored import HERE, emergence, load, markdown, parser, spread, train, write_between
+from stored import HERE, SHARES, emergence, load, markdown, parser, shares, spread, train, write_between
 
 RESULTS = HERE / "results" / "sst2"
 MODEL = "models/all-minilm-l6-v2"
@@ -46,7 +46,7 @@ def table() -> str:
     """Markdown: one row per kind of units and method, over the seeds that are stored."""
     columns = [
         "units", "method", "seeds", "emerged at epoch", "accuracy before", "pruned", "1 epoch later", "2 epochs later",
-        "final", "parameters", "MACs", "latency", "all training FLOPs",
+        "final", *SHARES,
     ]  # fmt: skip
     rows, results = [], load(RESULTS)
     for units in UNITS:
@@ -65,10 +65,7 @@ def row(units: tuple[str, ...], method: str, results: list[RunResult]) -> list[s
         spread(results, lambda r: dict(enumerate(r.accuracy.recovery)).get(0)),
         spread(results, lambda r: dict(enumerate(r.accuracy.recovery)).get(1)),
         spread(results, lambda r: r.accuracy.final),
-        spread(results, lambda r: r.ticket and r.ticket.parameters / r.dense.parameters, 100, 0) + " %",
-        spread(results, lambda r: r.ticket and r.ticket.macs / r.dense.macs, 100, 0) + " %",
-        spread(results, lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds, 100, 0) + " %",
-        spread(results, lambda r: r.total.train_flops / r.total.dense_train_flops, 100, 0) + " %",
+        *shares(results),
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from earlyworm.experiments.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "results.md"
+SHARES = ("parameters", "MACs", "latency", "all training FLOPs")  # columns, of `shares`
 
 
 def train(runs: Iterable[tuple[RunConfig, Path]]) -> None:
@@ -46,6 +47,17 @@ def spread(
         return "-"
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def shares(results: list[RunResult]) -> list[str]:
+    """What the ticket costs, and what all of training has cost, as shares of the dense network: see `SHARES`."""
+    costs: list[Callable[[RunResult], float | None]] = [
+        lambda r: r.ticket and r.ticket.parameters / r.dense.parameters,
+        lambda r: r.ticket and r.ticket.macs / r.dense.macs,
+        lambda r: r.ticket and r.ticket.latency_seconds / r.dense.latency_seconds,
+        lambda r: r.total.train_flops / r.total.dense_train_flops,
+    ]
+    return [f"{spread(results, read, 100, 0)} %" for read in costs]
 
 
 def emergence(results: list[RunResult]) -> str:

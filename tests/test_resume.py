@@ -10,7 +10,6 @@ import earlyworm.experiments.bench
 import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
-import earlyworm.experiments.training
 from earlyworm.errors import RunError, TicketError
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory

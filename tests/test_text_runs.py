@@ -10,7 +10,6 @@ from torch import nn
 
 import earlyworm.experiments.bench
 import earlyworm.experiments.run
-import earlyworm.experiments.training
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import run
@@ -23,6 +22,7 @@ from runs import (
     elsewhere,
     forget_garbage,
     held_out_accuracy,
+    interrupt_at_step,
     outcome,
     refused,
     tree,

@@ -69,7 +69,7 @@ class Compare:
             raise ConfigError(f"unknown launcher {self.launcher!r}: choose submitit, or none")
         if type(self.force) is not bool:
             raise ConfigError(f"force is {self.force!r}, but must be true or false")
-        check_jobs(self.jobs, cores=self.launcher is None)
+        check_jobs(self.jobs, here=self.launcher is None)
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,10 @@ class RunConfig:
 
     def directory_name(self) -> str:
         """A readable name that ends with a hash of the settings."""
-        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:8]
+        # Without what has its default, so that an option more in a later version leaves the names of older runs.
+        usual = dataclasses.asdict(type(self)())
+        changed = {name: value for name, value in self.settings().items() if value != usual[name]}
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
         model, data = (Path(name.rstrip("/")).name.replace(":", "-")[:64] for name in (self.model, self.data))
         return f"{model}-{data}-{self.method}-s{self.seed}-{digest}"
 

@@ -71,8 +71,8 @@ class Cell:
                 "draw by force"
             )
         name = FOLLOWED[self.config.method]
-        value = reference.ticket.macs if name == "macs" else reference.search.epoch
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, **{name: value}), follows=None)
+        taken: dict[str, Any] = {name: reference.ticket.macs if name == "macs" else reference.search.epoch}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, **taken), follows=None)
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,13 @@ class Grid:
             if value != usual.get(name) or name in self.options:
                 words += option_words(name, value)
         return shlex.join(words)
+
+    @property
+    def title(self) -> str:
+        """A few words for headings."""
+        what = self.name or " and ".join(self.data)
+        counts = {"method": len(self.methods), "seed": len(self.seeds)}
+        return f"{what}: " + ", ".join(f"{count} {noun}{'s' * (count != 1)}" for noun, count in counts.items())
 
     @property
     def directory(self) -> Path:

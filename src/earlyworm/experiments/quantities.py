@@ -129,7 +129,7 @@ def training_speed(result: RunResult, epochs: int | None = None) -> float | None
     Returns:
         The sum, lower being better; None if there was no retraining.
 
-    Source: A Bayesian Perspective on Training Speed and Model Selection, and arXiv 2010.14499.
+    Source: arXiv 2010.14499.
     """
     losses = result.accuracy.losses
     return sum(losses[: max(1, len(losses) // 3) if epochs is None else epochs]) if losses else None

@@ -157,6 +157,18 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"{self.result} cannot be read ({error.strerror}): run again with --overwrite") from error
 
+    def ended(self, config: RunConfig) -> RunResult | None:
+        """The result of the run with these settings, if it has ended and is not to go on or start afresh.
+
+        Raises:
+            RunError: If something else lies here, or the result is damaged.
+        """
+        self.check_owner(config)
+        if config.overwrite or not self.result.exists():
+            return None
+        result = self.read_result()
+        return None if result.ticket is None and config.force_draw else result
+
     def write(self, path: Path, content: bytes) -> None:
         """Write one of the files, atomically.
 

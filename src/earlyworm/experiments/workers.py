@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -96,11 +97,9 @@ class Workers:
         process = self._idle.pop() if self._idle else self._hire()
         process.number = number
         self._busy.append(process)
-        try:
+        with suppress(BrokenPipeError):  # it has died, which is told when its output ends
             _pipe(process.popen.stdin).write(json.dumps(asdict(config)) + "\n")
             _pipe(process.popen.stdin).flush()
-        except BrokenPipeError:
-            pass  # it has died, which is told when its output ends
 
     def wait(self) -> list[Event]:
         """What was told since the last time; waits until there is something."""
@@ -168,10 +167,8 @@ class Workers:
 
 def _dismiss(process: _Process) -> None:
     """A worker whose input ends, ends itself."""
-    try:
+    with suppress(BrokenPipeError):
         _pipe(process.popen.stdin).close()
-    except BrokenPipeError:
-        pass
 
 
 def _pipe(pipe: IO[str] | None) -> IO[str]:
@@ -191,14 +188,20 @@ def threads_of_a_job(jobs: int) -> int:
     return min(share, int(asked)) if asked.isdigit() and int(asked) else share
 
 
-def check_jobs(jobs: int | None) -> None:
-    """Make sure that a number of jobs is possible on this machine.
+def check_jobs(jobs: int | None, *, here: bool = True) -> None:
+    """Make sure that a number of jobs is possible.
+
+    Args:
+        jobs: The number; None always is.
+        here: Whether they share the cores of this machine.
 
     Raises:
         ConfigError: If it is not.
     """
-    if jobs is not None and not 1 <= jobs <= cores():
-        raise ConfigError(f"jobs is {jobs}, but this process may use {cores()} cores: choose from 1 to {cores()}")
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"jobs is {jobs}, but must be at least 1")
+    if jobs is not None and here and jobs > cores():
+        raise ConfigError(f"jobs is {jobs}, but must be at most {cores()}, the cores that this process may use")
 
 
 def visible_gpus() -> list[str]:
