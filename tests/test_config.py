@@ -28,7 +28,7 @@ OTHER = {
 # Those of one method each.
 BASELINES = {
     "draw_epoch": (1.5, "rst"), "macs": (1000, "narrow"), "rounds": (5, "imp"), "rewind_epoch": (0.5, "imp"),
-    "extrusion": (0.5, "rst"), "match": ("flops", "late"),
+    "extrusion": (0.5, "rst"), "match": ("flops", "late"), "ratios": ((0.3, 0.5), "worm"), "probe_epochs": (1, "worm"),
 }  # fmt: skip
 TEXT = {
     **OTHER, "task": "text", "model": "owner/encoder", "data": "csv:reviews of films.csv", "optimizer": "sgd",
@@ -99,7 +99,7 @@ def test_impossible_numbers(name, value, cure):
     assert f"must be {cure}" in text
 
 
-FRACTIONS = [field.name for field in dataclasses.fields(RunConfig) if "float" in str(field.type)]
+FRACTIONS = [field.name for field in dataclasses.fields(RunConfig) if str(field.type).startswith("float")]
 
 
 @pytest.mark.parametrize("name", FRACTIONS)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from earlyworm.masks import Mask, make_mask, mask_distance
     from earlyworm.recipes import WORM_CNN, WORM_TRANSFORMER
     from earlyworm.search import TicketSearch
+    from earlyworm.sweep import RatioSweep
     from earlyworm.ticket import Ticket
     from earlyworm.transformer_units import find_transformer_units
     from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
@@ -47,6 +48,7 @@ __all__ = [
     "FeedForward",
     "Greedy",
     "Mask",
+    "RatioSweep",
     "RunError",
     "SearchError",
     "Slice",
@@ -88,6 +90,7 @@ _HOMES = (
     "masks",
     "recipes",
     "search",
+    "sweep",
     "ticket",
     "transformer_units",
     "truncation",

@@ -42,7 +42,7 @@ class Ticket:
         method: How it was searched for, in words.
         pruning_ratio: The fraction of units that was asked to be removed, or one per kind of units.
         step: Optimizer steps before the mask was taken.
-        emerged: Whether it emerged, or was drawn by force.
+        emerged: Whether it emerged, or was drawn by force or without a search.
         distances: Distance of the mask to each older one in the window, oldest first.
         versions: Versions of the libraries at work.
     """

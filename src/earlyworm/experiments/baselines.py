@@ -122,7 +122,7 @@ def extrusion_strength(progress: float, bound: float) -> float:
 
 @contextmanager
 def extrusion(
-    config: RunConfig, search: TicketSearch, optimizer: torch.optim.Optimizer, done: int, last: int
+    config: RunConfig, model: nn.Module, units: Units, optimizer: torch.optim.Optimizer, done: int, last: int
 ) -> Iterator[None]:
     """Push what a network knows into a random ticket: `strength * weight` is added to the gradients of the rest.
 
@@ -131,18 +131,19 @@ def extrusion(
 
     Args:
         config: Settings: seed, ratio and the bound of the penalty.
-        search: Knows the model and its units.
+        model: The model.
+        units: Its units.
         optimizer: Trains the model.
         done: Steps that were taken before.
         last: Steps of the whole transformation.
     """
-    masks = gate_masks(search.model, search.units.groups, chosen_at_random(config, search.units).kept)
+    masks = gate_masks(model, units.groups, chosen_at_random(config, units).kept)
     step = done
 
     def penalise(*_: object) -> None:
         nonlocal step
         strength = extrusion_strength(step / last, config.extrusion)
-        penalise_(named_tensors(search.model), masks, strength)
+        penalise_(named_tensors(model), masks, strength)
         step += 1
 
     handle = optimizer.register_step_pre_hook(penalise)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import Data
-from earlyworm.experiments.results import CheckRecord
+from earlyworm.experiments.results import CandidateResult, CheckRecord
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import Pace, Progress, train_steps
+from earlyworm.ticket import Ticket
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -95,6 +96,29 @@ class Retrained:
     seconds: float = 0.0
     recovery: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What all stages together came to; without ticket and network if no ticket was drawn.
+
+    Attributes:
+        found: What the first stage has found.
+        ticket: The ticket.
+        small: The compacted network, retrained.
+        retrained: How it was.
+        candidates: The ratios that it was chosen from.
+        extra_flops: Training FLOPs that the other ratios have cost.
+        extra_seconds: Likewise.
+    """
+
+    found: Found
+    ticket: Ticket | None = None
+    small: nn.Module | None = None
+    retrained: Retrained = field(default_factory=Retrained)
+    candidates: tuple[CandidateResult, ...] = ()
+    extra_flops: int = 0
+    extra_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

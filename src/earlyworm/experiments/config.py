@@ -121,6 +121,10 @@ class RunConfig:
     """channels; of transformers heads, neurons or both (so for text); or weights, held at zero and not removed."""
     ratio: float = 0.5
     """Pruning ratio: the fraction of units that is removed, in [0, 1)."""
+    ratios: tuple[float, ...] = ()
+    """Several pruning ratios to search for at once; the one whose retraining begins fastest is trained to the end."""
+    probe_epochs: int = 2
+    """Epochs of retraining after which ratios are ranked by the sum of their training losses."""
     head_ratio: float | None = None
     """Pruning ratio of heads, where it is not that of the other units."""
     min_units: int = 1
@@ -184,6 +188,7 @@ class RunConfig:
         _require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
         for name in (
             "batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length", "rounds",
+            "probe_epochs",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
@@ -299,7 +304,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
     _require(type(value) in kinds, name, repr(value), f"of type {wanted}")
     if type(value) is tuple:
-        kind = int if int in choices else str
+        kind = next((kind for kind in (int, float) if kind in choices), str)
+        value = tuple(float(item) if kind is float and type(item) is int else item for item in value)
         _require(all(type(item) is kind for item in value), name, repr(value), f"each of type {kind.__name__}")
     return value
 
@@ -325,6 +331,13 @@ def _check_method(config: RunConfig) -> None:
     _require(
         config.method != "imp" or config.match == "epochs",
         "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
+    )  # fmt: skip
+    ratios = config.ratios
+    fit = not ratios or (2 <= len(set(ratios)) == len(ratios) and all(0 <= ratio < 1 for ratio in ratios))
+    _require(fit, "ratios", " ".join(map(str, ratios)), "two or more different numbers in [0, 1), or none")
+    _require(
+        not ratios or (config.method in SEARCHES and config.head_ratio is None),
+        "ratios", " ".join(map(str, ratios)), "empty for a method without a search, and with head_ratio",
     )  # fmt: skip
     _require(
         config.match == "epochs" or config.retrain_epochs is None,

@@ -125,6 +125,31 @@ class TotalCost:
 
 
 @dataclass(frozen=True)
+class CandidateResult:
+    """One of the ratios that were searched for at once.
+
+    Attributes:
+        ratio: The pruning ratio.
+        epoch: When its ticket emerged; None: it did not.
+        pruned: Held-out accuracy right after pruning.
+        losses: Mean training loss in each epoch of retraining that ratios are ranked by; the lowest sum is chosen.
+        accuracy: Held-out accuracy after these epochs.
+        retrain_flops: Of these epochs.
+        retrain_seconds: Likewise.
+        chosen: Whether it was trained to the end.
+    """
+
+    ratio: float
+    epoch: float | None
+    pruned: float | None
+    losses: tuple[float, ...]
+    accuracy: float | None
+    retrain_flops: int
+    retrain_seconds: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class DataSummary:
     """How many examples there were, of which shape, and where the held-out ones came from.
 
@@ -154,6 +179,8 @@ class RunResult:
     total: TotalCost
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Units kept and units in all, per unit group."""
+    candidates: tuple[CandidateResult, ...] = ()
+    """The ratios to choose from, if several were searched for."""
     notes: tuple[str, ...] = ()
     """What the user should know: replaced classifiers, groups that are left out."""
     schema: int = SCHEMA
@@ -189,6 +216,10 @@ class RunResult:
                 ticket=None if ticket is None else TicketCost(**ticket),
                 total=TotalCost(**values.pop("total")),
                 layers={name: (kept, units) for name, (kept, units) in values.pop("layers").items()},
+                candidates=tuple(
+                    CandidateResult(losses=tuple(candidate.pop("losses")), **candidate)
+                    for candidate in values.pop("candidates", ())
+                ),
                 notes=tuple(values.pop("notes")),
                 **values,
             )

@@ -38,10 +38,18 @@ def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found)
     return compact(arrange_memory(initial, config).to(accelerator.device), ticket, example_inputs=example)
 
 
-def retrain(bench: Bench, dense: nn.Module, small: nn.Module, found: Found, state: dict[str, Any] | None) -> Retrained:
-    """Train the compacted network for the rest of the budget."""
+def retrain(
+    bench: Bench,
+    dense: nn.Module,
+    small: nn.Module,
+    found: Found,
+    state: dict[str, Any] | None,
+    epochs: int | None = None,
+) -> Retrained:
+    """Train the compacted network for the rest of the budget, or for its first `epochs` only."""
     config, pace, accelerator = bench.config, bench.pace, bench.accelerator
     total = _steps_left(bench, dense, small, found)
+    last = total if epochs is None else min(total, bench.steps(epochs))
     retrained = Retrained()
     optimizer = make_optimizer(small, config)
     if state and state["stage"] == "retrain":
@@ -49,10 +57,10 @@ def retrain(bench: Bench, dense: nn.Module, small: nn.Module, found: Found, stat
         small.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     model, prepared = accelerator.prepare(small, optimizer)
-    bench.observer.stage("retrain", pace.epochs(total), pace.epochs(retrained.steps))
-    while retrained.steps < total:
+    bench.observer.stage("retrain", pace.epochs(last), pace.epochs(retrained.steps))
+    while retrained.steps < last:
         start = time.perf_counter()
-        steps = min(pace.steps_per_epoch, total - retrained.steps)
+        steps = min(pace.steps_per_epoch, last - retrained.steps)
         loss = bench.train(model, prepared, "retrain", retrained.steps, steps, Progress(total, found.progress))
         retrained.steps += steps
         retrained.seconds += time.perf_counter() - start

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import platform
 from contextlib import nullcontext
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from earlyworm.channels import find_channels
-from earlyworm.costs import count_flops, latency
 from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.bench import Bench, Found, Observer, Retrained, Silent
+from earlyworm.experiments.bench import Bench, Observer, Silent, Trained
+from earlyworm.experiments.choosing import choose_ratio
 from earlyworm.experiments.config import SEARCHES, RunConfig
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
+from earlyworm.experiments.measuring import measure
 from earlyworm.experiments.names import suggest
 from earlyworm.experiments.results import (
-    AccuracyResult,
-    CheckRecord,
-    DataSummary,
-    DenseCost,
     RunResult,
-    SearchResult,
-    TicketCost,
-    TotalCost,
 )
 from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory, build_network
@@ -36,6 +28,7 @@ from earlyworm.experiments.training import Pace, check_batch
 from earlyworm.finding import find_all_weights, find_units
 from earlyworm.inputs import ExampleInputs
 from earlyworm.search import TicketSearch
+from earlyworm.sweep import RatioSweep
 from earlyworm.ticket import Ticket
 from earlyworm.truncation import Constant, Greedy, Truncation, Worm
 
@@ -94,7 +87,7 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
         return _work(Bench(config, directory, accelerator, data, pace, observer), dense, search, tuple(notes))
 
 
-def _work(bench: Bench, dense: nn.Module, search: TicketSearch, notes: tuple[str, ...]) -> RunResult:
+def _work(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, notes: tuple[str, ...]) -> RunResult:
     """Everything that writes: search, compact, retrain, each going on from where it was."""
     config, directory, accelerator = bench.config, bench.directory, bench.accelerator
     if accelerator.is_main_process:
@@ -104,108 +97,29 @@ def _work(bench: Bench, dense: nn.Module, search: TicketSearch, notes: tuple[str
         accelerator.init_trackers("earlyworm", {name: str(value) for name, value in config.settings().items()})
     with accelerator.main_process_first():  # it removes what is damaged
         state = directory.checkpoints.load(bench.observer.note)
-    found, ticket = _find_ticket(bench, dense, search, state)
-    small, retrained = None, Retrained()
-    if ticket is not None:
-        small = compact_ticket(bench, dense, ticket, found)
-        retrained = retrain(bench, dense, small, found, state)
-    result = _result(bench, found, retrained, ticket, dense, small, notes)
+    trained = _train(bench, dense, search, state)
+    result = measure(bench, trained, dense, notes)
     if accelerator.is_main_process:
-        if small is not None:
-            directory.write_network(small, bench.data.files())
+        if trained.small is not None:
+            directory.write_network(trained.small, bench.data.files())
         directory.write(directory.result, result.to_json().encode())
     accelerator.wait_for_everyone()
     return result
 
 
-def _find_ticket(
-    bench: Bench, dense: nn.Module, search: TicketSearch, state: dict[str, Any] | None
-) -> tuple[Found, Ticket | None]:
-    """The first stage, of which there are two kinds."""
+def _train(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, state: dict[str, Any] | None) -> Trained:
+    """All stages."""
+    if isinstance(search, RatioSweep):
+        return choose_ratio(bench, dense, search, state)
+    ticket: Ticket | None
     if bench.config.method == "imp":
-        return prune_iteratively(bench, dense, search.units, state)
-    return find_ticket(bench, dense, search, state)
-
-
-def _result(
-    bench: Bench,
-    found: Found,
-    retrained: Retrained,
-    ticket: Ticket | None,
-    dense: nn.Module,
-    small: nn.Module | None,
-    notes: tuple[str, ...],
-) -> RunResult:
-    """Put everything together."""
-    config, data, pace = bench.config, bench.data, bench.pace
-    history = tuple(CheckRecord(**record) for record in found.history)
-    worm = [check for check in history if config.method == "worm" and check.chi < 1]  # it may be greedy at first
-    triggered = next((c.epoch for c in worm if c.distance_mean is not None and c.distance_mean < config.trigger), None)
-    example = data.example_inputs(1, config)
-    dense_forward, dense_flops = count_flops(dense, example)
-    search_flops = found.steps * pace.batch * dense_flops
-    ticket_cost, retrain_flops, layers = None, 0, {}
-    if ticket is not None and small is not None:
-        forward, step_flops = count_flops(small, example)
-        retrain_flops = retrained.steps * pace.batch * step_flops
-        ticket_cost = TicketCost(
-            _parameters(small), forward // 2, latency(small, example), ticket.mask.units_kept, ticket.mask.units
-        )
-        layers = {name: (int(kept.sum()), kept.numel()) for name, kept in ticket.mask.kept.items()}
-        notes += tuple(
-            f"{name} keeps {kept} of {units} units: if accuracy does not recover, raise --min-units or lower --ratio"
-            for name, (kept, units) in layers.items()
-            if kept <= _BOTTLENECK * units
-        )
-        if "weights" in ticket.units.kinds.values():
-            notes += ("single weights are held at zero: nothing gets smaller, and nothing faster",)
-    accuracies = tuple(retrained.recovery)
-    forced = ticket is not None and not found.emerged and config.method in SEARCHES
-    return RunResult(
-        config=config,
-        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES[config.task]}},
-        seed=config.seed,
-        device=_device_name(bench.accelerator),
-        data=DataSummary(len(data.train_labels), len(data.test_labels), data.classes, data.shape, data.split),
-        search=SearchResult(
-            method=config.method,
-            emerged=found.emerged,
-            forced=forced,
-            epoch=None if ticket is None or forced else pace.epochs(found.steps),
-            triggered_epoch=triggered,
-            seconds=found.seconds,
-            train_flops=search_flops,
-            overhead_seconds=found.overhead_seconds,
-            overhead_flops=found.overhead_flops,
-            history=history,
-            distances=tuple(map(tuple, found.distances)),
-            rounds=tuple(found.rounds),
-        ),
-        accuracy=AccuracyResult(
-            before=history[-1].accuracy,
-            pruned=found.pruned,
-            recovery=accuracies,
-            final=accuracies[-1] if accuracies else found.pruned,
-            losses=tuple(retrained.losses),
-        ),
-        dense=DenseCost(_parameters(dense), dense_forward // 2, latency(dense, example)),
-        ticket=ticket_cost,
-        total=TotalCost(
-            train_flops=search_flops + retrain_flops,
-            retrain_flops=retrain_flops,
-            seconds=found.seconds + retrained.seconds,
-            dense_train_flops=(found.steps + retrained.steps) * pace.batch * dense_flops,
-        ),
-        layers=layers,
-        notes=notes,
-    )
-
-
-_BOTTLENECK = 0.05  # a layer that keeps no more of its units than this is worth a word
-_LIBRARIES = {
-    "images": ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors"),
-    "text": ("earlyworm", "torch", "transformers", "tokenizers", "accelerate", "safetensors"),
-}
+        found, ticket = prune_iteratively(bench, dense, search.units, state)
+    else:
+        found, ticket = find_ticket(bench, dense, search, state)
+    if ticket is None:
+        return Trained(found)
+    small = compact_ticket(bench, dense, ticket, found)
+    return Trained(found, ticket, small, retrain(bench, dense, small, found, state))
 
 
 def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
@@ -233,7 +147,7 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
         raise ConfigError(f"cannot set up device, precision and trackers ({error}): change the option named") from error
 
 
-def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) -> TicketSearch:
+def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) -> TicketSearch | RatioSweep:
     """The search that the settings describe."""
     chi, searches = config.effective_chi, config.method in SEARCHES
     truncation: Truncation | None = None
@@ -249,23 +163,14 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) ->
         units = find_channels(model, example, coupling=config.coupling)
     else:
         units = find_units(model, config.units, example)
-    return TicketSearch(
-        model,
-        units=units,
-        pruning_ratio=config.pruning_ratio,
-        emergence=Emergence(config.window, config.epsilon) if searches else NoEmergence(config.window),
-        truncation=truncation,
-        sparsity_penalty=config.sparsity_penalty,
-        score="magnitude" if config.method == "imp" else config.score,
-        min_units=config.min_units,
-    )
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _device_name(accelerator: Accelerator) -> str:
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {name}"
+    options: dict[str, Any] = {
+        "units": units,
+        "emergence": Emergence(config.window, config.epsilon) if searches else NoEmergence(config.window),
+        "truncation": truncation,
+        "sparsity_penalty": config.sparsity_penalty,
+        "score": "magnitude" if config.method == "imp" else config.score,
+        "min_units": config.min_units,
+    }
+    if config.ratios:
+        return RatioSweep(model, ratios=config.ratios, **options)
+    return TicketSearch(model, pruning_ratio=config.pruning_ratio, **options)

@@ -71,6 +71,11 @@ class RunDirectory:
         return Checkpoints(self.path / "checkpoint")
 
     @property
+    def candidates(self) -> Path:
+        """What there is of every ratio, if several were searched for."""
+        return self.path / "candidates"
+
+    @property
     def trackers(self) -> Path:
         """What trackers write."""
         return self.path / "track"
@@ -204,7 +209,7 @@ class RunDirectory:
     def _clear(self) -> None:
         # The result first, and checkpoints before the ticket that they need: interrupted here, the run can still go on.
         self.result.unlink(missing_ok=True)
-        for folder in (self.checkpoints.folder, self.trackers, self.network):
+        for folder in (self.checkpoints.folder, self.candidates, self.trackers, self.network):
             if folder.exists():
                 shutil.rmtree(folder)
         for path in (self.ticket, self.model, self.report):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from earlyworm.experiments.training import Progress, evaluate, make_optimizer
 from earlyworm.history import Check
 from earlyworm.masks import Mask, mask_distance
 from earlyworm.search import TicketSearch
+from earlyworm.sweep import RatioSweep
 from earlyworm.ticket import Ticket
 
 _KEPT_UNITS = 2**24  # of more units, no masks are kept for their distances to each other: 2 MB each
@@ -39,10 +40,33 @@ def find_ticket(
     bench: Bench, dense: nn.Module, search: TicketSearch, state: dict[str, Any] | None
 ) -> tuple[Found, Ticket | None]:
     """Train the dense network until its ticket emerges or the method draws it; None if it has not emerged in time."""
+    if state and state["stage"] == "retrain":
+        return Found(**state["found"]), Ticket.load(bench.directory.ticket)
+    found = train_dense(bench, dense, search, state)
+    return found, save_ticket(bench, _draw(bench, dense, search))
+
+
+def train_dense(
+    bench: Bench,
+    dense: nn.Module,
+    search: TicketSearch | RatioSweep,
+    state: dict[str, Any] | None,
+    checked: Callable[[Found], None] | None = None,
+) -> Found:
+    """Train the dense network until everything that is searched for has emerged, or the epochs for it are over.
+
+    Args:
+        bench: What all stages work with.
+        dense: The network.
+        search: What watches it.
+        state: The newest checkpoint of this stage.
+        checked: Told after every check what there is so far, before it is saved.
+
+    Returns:
+        What retraining needs of it.
+    """
     config, pace, accelerator = bench.config, bench.pace, bench.accelerator
     found = Found(**state["found"]) if state else Found()
-    if state and state["stage"] == "retrain":
-        return found, Ticket.load(bench.directory.ticket)
     optimizer = make_optimizer(dense, config)
     if state:
         dense.load_state_dict(state["model"])
@@ -65,15 +89,17 @@ def find_ticket(
             found.seconds += time.perf_counter() - start
             found.emerged = search.emerged
             found.overhead_seconds, found.overhead_flops = search.overhead.seconds, search.overhead.flops
+            if config.retrain_from == "emergence" and config.method != "late":
+                found.progress = schedule.after(found.steps)
             _record(bench, found, search, model, loss)
+            if checked:
+                checked(found)
             bench.checkpoint({
                 "stage": "search", "found": asdict(found), "search": search.state_dict(),
                 "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
             })  # fmt: skip
     bench.release(model)
-    if config.retrain_from == "emergence" and config.method != "late":
-        found.progress = schedule.after(found.steps)
-    return found, save_ticket(bench, _draw(bench, dense, search))
+    return found
 
 
 def save_ticket(bench: Bench, ticket: Ticket | None) -> Ticket | None:
@@ -99,9 +125,11 @@ def _schedule(bench: Bench, last: int) -> Progress:
 
 
 def _extruded(
-    bench: Bench, search: TicketSearch, optimizer: torch.optim.Optimizer, done: int, last: int
+    bench: Bench, search: TicketSearch | RatioSweep, optimizer: torch.optim.Optimizer, done: int, last: int
 ) -> AbstractContextManager[object]:
-    return extrusion(bench.config, search, optimizer, done, last) if bench.config.method == "rst" else nullcontext()
+    if bench.config.method != "rst":
+        return nullcontext()
+    return extrusion(bench.config, search.model, search.units, optimizer, done, last)
 
 
 def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None:
@@ -111,9 +139,14 @@ def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None
     return search.draw(force=config.force_draw) if search.emerged or config.force_draw else None
 
 
-def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, loss: float | None) -> None:
+def _record(
+    bench: Bench, found: Found, search: TicketSearch | RatioSweep, model: nn.Module, loss: float | None
+) -> None:
     """Evaluate after a check, and tell and log everything about it."""
-    check = search.history[-1] if search.history else Check(0, None, None, 1.0, 0)  # some scores need gradients
+    check = search.history[-1] if search.history else Check(-1, None, None, 1.0, 0)  # some scores need gradients
+    new = check.step == search.steps  # in a sweep, the lowest ratio may have emerged before others
+    if not new:
+        check = replace(check, distance_mean=None, distance_max=None)
     record = CheckRecord(
         epoch=bench.pace.epochs(found.steps),
         distance_mean=check.distance_mean,
@@ -124,7 +157,7 @@ def _record(bench: Bench, found: Found, search: TicketSearch, model: nn.Module, 
         accuracy=evaluate(model, bench.data, bench.config, bench.accelerator),
     )
     found.history.append(asdict(record))
-    if search.history and search.mask.units <= _KEPT_UNITS:
+    if new and search.mask.units <= _KEPT_UNITS:
         newest = search.mask
         older = [Mask(bits, newest.sizes, newest.kinds) for bits in found.masks]
         found.distances.append([mask_distance(newest, mask) for mask in older])

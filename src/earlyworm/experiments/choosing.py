@@ -1,0 +1,137 @@
+"""Which ratio: tickets of several ratios from one search, of which the one that learns fastest is trained to the end.
+
+The estimator is the sum of training losses over the first part of training (arXiv 2010.14499): what learns fast will
+generalise well, and nothing held out is needed to tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from earlyworm.costs import count_flops
+from earlyworm.experiments.bench import Bench, Found, Retrained, Trained
+from earlyworm.experiments.results import CandidateResult
+from earlyworm.experiments.retraining import compact_ticket, retrain
+from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.experiments.searching import save_ticket, train_dense
+from earlyworm.sweep import RatioSweep
+from earlyworm.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A ratio whose ticket was drawn, as far as it was retrained."""
+
+    bench: Bench
+    found: Found
+    ticket: Ticket
+    small: nn.Module
+    retrained: Retrained
+
+    @property
+    def speed(self) -> float:
+        """The sum of its training losses; lower is better."""
+        return sum(self.retrained.losses)
+
+
+def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[str, Any] | None) -> Trained:
+    """Search for tickets of all ratios at once, begin to retrain each, and train the most promising to the end.
+
+    Args:
+        bench: What all stages work with.
+        dense: The network; it ends with other weights.
+        sweep: The search for all ratios.
+        state: The newest checkpoint.
+
+    Returns:
+        What the chosen ratio came to, and what the others have cost; without a ticket if none has emerged.
+    """
+    config = bench.config
+
+    def keep_emerged(found: Found) -> None:
+        for ratio, search in sweep.searches.items():
+            if search.emerged:
+                _keep(_own_bench(bench, ratio), dense, sweep, ratio, found)
+
+    searched = train_dense(bench, dense, sweep, state, keep_emerged)
+    if config.force_draw:
+        for ratio in sweep.searches:
+            _keep(_own_bench(bench, ratio), dense, sweep, ratio, searched)
+    own = {ratio: _own_bench(bench, ratio) for ratio in sweep.searches}
+    probed = {
+        ratio: _retrain(part, dense, config.probe_epochs)
+        for ratio, part in own.items()
+        if part.directory.ticket.exists()
+    }
+    if not probed:
+        return Trained(searched)
+    best = min(probed, key=lambda ratio: probed[ratio].speed)
+    for ratio, candidate in probed.items():
+        bench.observer.note(f"ratio {ratio:g}: the training losses of its first epochs sum to {candidate.speed:.4f}")
+    chosen = _retrain(own[best], dense, None)
+    if bench.accelerator.is_main_process:
+        bench.directory.write(bench.directory.ticket, chosen.ticket.to_bytes())
+    results = tuple(_result(bench, ratio, probed.get(ratio), chosen=ratio == best) for ratio in sweep.searches)
+    others = [result for result in results if not result.chosen]
+    dense_flops = bench.pace.batch * count_flops(dense, bench.data.example_inputs(1, config))[1]
+    return Trained(
+        found=chosen.found,
+        ticket=chosen.ticket,
+        small=chosen.small,
+        retrained=chosen.retrained,
+        candidates=results,
+        extra_flops=(searched.steps - chosen.found.steps) * dense_flops + sum(r.retrain_flops for r in others),
+        extra_seconds=searched.seconds - chosen.found.seconds + sum(r.retrain_seconds for r in others),
+    )
+
+
+def _own_bench(bench: Bench, ratio: float) -> Bench:
+    """The same bench for one ratio, whose checkpoints lie in a place of its own."""
+    directory = RunDirectory(bench.directory.candidates / f"{ratio:g}")
+    return replace(bench, config=replace(bench.config, ratio=ratio, ratios=()), directory=directory)
+
+
+def _keep(bench: Bench, dense: nn.Module, sweep: RatioSweep, ratio: float, found: Found) -> None:
+    """Keep a ticket and the weights that it has emerged with, unless they are there."""
+    if bench.directory.ticket.exists():
+        return
+    own = sweep.searches[ratio]
+    history = [dict(record) for record in found.history]
+    for record, check in zip(reversed(history), reversed(own.history), strict=False):
+        record.update(distance_mean=check.distance_mean, distance_max=check.distance_max)
+    lowest = ratio == min(sweep.searches)
+    kept = replace(found, emerged=own.emerged, history=history, masks=[], distances=found.distances if lowest else [])
+    bench.checkpoint({"stage": "drawn", "found": asdict(kept), "model": dense.state_dict()})
+    save_ticket(bench, sweep.draw(ratio, force=True))
+
+
+def _retrain(bench: Bench, dense: nn.Module, epochs: int | None) -> Candidate:
+    """Retrain one ratio's ticket for some epochs, or to the end, going on from where it was."""
+    state = bench.directory.checkpoints.load(bench.observer.note)
+    if state is None:
+        raise RuntimeError(f"{bench.directory.path} has a ticket, but no weights")
+    found, ticket = Found(**state["found"]), Ticket.load(bench.directory.ticket)
+    if state["stage"] == "drawn":
+        dense.load_state_dict(state["model"])
+    small = compact_ticket(bench, dense, ticket, found)
+    return Candidate(bench, found, ticket, small, retrain(bench, dense, small, found, state, epochs))
+
+
+def _result(bench: Bench, ratio: float, candidate: Candidate | None, *, chosen: bool) -> CandidateResult:
+    if candidate is None:
+        return CandidateResult(ratio, None, None, (), None, 0, 0.0, chosen=False)
+    found, retrained = candidate.found, candidate.retrained
+    step_flops = count_flops(candidate.small, bench.data.example_inputs(1, bench.config))[1]
+    return CandidateResult(
+        ratio=ratio,
+        epoch=bench.pace.epochs(found.steps) if found.emerged else None,
+        pruned=found.pruned,
+        losses=tuple(retrained.losses),
+        accuracy=retrained.recovery[-1] if retrained.recovery else found.pruned,
+        retrain_flops=retrained.steps * bench.pace.batch * step_flops,
+        retrain_seconds=retrained.seconds,
+        chosen=chosen,
+    )

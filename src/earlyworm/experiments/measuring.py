@@ -1,0 +1,118 @@
+"""What a run came to, counted and measured: its result."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from earlyworm.costs import count_flops, latency
+from earlyworm.experiments.bench import Bench, Trained
+from earlyworm.experiments.config import SEARCHES
+from earlyworm.experiments.results import (
+    AccuracyResult,
+    CheckRecord,
+    DataSummary,
+    DenseCost,
+    RunResult,
+    SearchResult,
+    TicketCost,
+    TotalCost,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_BOTTLENECK = 0.05  # a layer that keeps no more of its units than this is worth a word
+_LIBRARIES = {
+    "images": ("earlyworm", "torch", "torch-pruning", "accelerate", "safetensors"),
+    "text": ("earlyworm", "torch", "transformers", "tokenizers", "accelerate", "safetensors"),
+}
+
+
+def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, ...]) -> RunResult:
+    """Put together what came of a run; count FLOPs and parameters, and time the networks.
+
+    Args:
+        bench: What all stages worked with.
+        trained: What they came to.
+        dense: The dense network.
+        notes: What the user should know, so far.
+    """
+    config, data, pace = bench.config, bench.data, bench.pace
+    found, retrained, ticket, small = trained.found, trained.retrained, trained.ticket, trained.small
+    history = tuple(CheckRecord(**record) for record in found.history)
+    worm = [check for check in history if config.method == "worm" and check.chi < 1]  # it may be greedy at first
+    triggered = next((c.epoch for c in worm if c.distance_mean is not None and c.distance_mean < config.trigger), None)
+    example = data.example_inputs(1, config)
+    dense_forward, dense_flops = count_flops(dense, example)
+    search_flops = found.steps * pace.batch * dense_flops
+    ticket_cost, retrain_flops, layers = None, 0, {}
+    if ticket is not None and small is not None:
+        forward, step_flops = count_flops(small, example)
+        retrain_flops = retrained.steps * pace.batch * step_flops
+        ticket_cost = TicketCost(
+            _parameters(small), forward // 2, latency(small, example), ticket.mask.units_kept, ticket.mask.units
+        )
+        layers = {name: (int(kept.sum()), kept.numel()) for name, kept in ticket.mask.kept.items()}
+        notes += tuple(
+            f"{name} keeps {kept} of {units} units: if accuracy does not recover, raise --min-units or lower --ratio"
+            for name, (kept, units) in layers.items()
+            if kept <= _BOTTLENECK * units
+        )
+        if "weights" in ticket.units.kinds.values():
+            notes += ("single weights are held at zero: nothing gets smaller, and nothing faster",)
+    accuracies = tuple(retrained.recovery)
+    forced = ticket is not None and not found.emerged and config.method in SEARCHES
+    return RunResult(
+        config=config,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES[config.task]}},
+        seed=config.seed,
+        device=_device_name(bench.accelerator),
+        data=DataSummary(len(data.train_labels), len(data.test_labels), data.classes, data.shape, data.split),
+        search=SearchResult(
+            method=config.method,
+            emerged=found.emerged,
+            forced=forced,
+            epoch=None if ticket is None or forced else pace.epochs(found.steps),
+            triggered_epoch=triggered,
+            seconds=found.seconds,
+            train_flops=search_flops,
+            overhead_seconds=found.overhead_seconds,
+            overhead_flops=found.overhead_flops,
+            history=history,
+            distances=tuple(map(tuple, found.distances)),
+            rounds=tuple(found.rounds),
+        ),
+        accuracy=AccuracyResult(
+            before=history[-1].accuracy,
+            pruned=found.pruned,
+            recovery=accuracies,
+            final=accuracies[-1] if accuracies else found.pruned,
+            losses=tuple(retrained.losses),
+        ),
+        dense=DenseCost(_parameters(dense), dense_forward // 2, latency(dense, example)),
+        ticket=ticket_cost,
+        total=TotalCost(
+            train_flops=search_flops + retrain_flops + trained.extra_flops,
+            retrain_flops=retrain_flops,
+            seconds=found.seconds + retrained.seconds + trained.extra_seconds,
+            dense_train_flops=(found.steps + retrained.steps) * pace.batch * dense_flops,
+        ),
+        layers=layers,
+        candidates=trained.candidates,
+        notes=notes,
+    )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if accelerator.num_processes == 1 else f"{accelerator.num_processes} x {name}"

@@ -1,0 +1,182 @@
+"""What the command shows while it compares: all runs of a grid in one live display, or plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from earlyworm.experiments.comparison import Outcome
+from earlyworm.experiments.grid import Cell
+
+
+@dataclass
+class _Running:
+    """How far a run is, as it has told."""
+
+    since: float
+    stage: str = "starts"
+    epochs: float = 0.0
+    epoch: float = 0.0
+    loss: float | None = None
+    distance: float | None = None
+
+
+class GridDisplay:
+    """Shows the runs of a grid on standard error: how many are done, run, wait and have failed, and the time left.
+
+    In a terminal it draws one line for the grid and one per run that is going on, with its epoch and mask distance.
+    Elsewhere it writes one `key=value` line for each run that begins or ends.
+
+    Example:
+        >>> with GridDisplay() as display:
+        ...     compare(grid, watcher=display)
+    """
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Choose the place to write to.
+
+        Args:
+            console: Where to write; None: standard error.
+            clock: The time in seconds.
+        """
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._live: Live | None = None
+        self._cells: Sequence[Cell] = ()
+        self._running: dict[int, _Running] = {}
+        self._seconds: list[float] = []  # that runs took from beginning to end
+        self._counts = {"done": 0, "failed": 0}
+        self._reused = 0
+
+    def __enter__(self) -> Self:
+        # A dumb terminal cannot move its cursor, so it gets plain lines too.
+        if self._console.is_interactive:
+            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tell_reused()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def planned(self, cells: Sequence[Cell]) -> None:
+        """Take note of all cells of the grid."""
+        self._cells = cells
+        self._line("grid", cells=len(cells))
+
+    def started(self, number: int) -> None:
+        """Show that a run begins or goes on."""
+        self._tell_reused()
+        self._running[number] = _Running(self._clock())
+        self._line("started", **self._which(number))
+
+    def told(self, number: int, kind: str, values: Sequence[Any]) -> None:
+        """Show how far a run is."""
+        run = self._running[number]
+        if kind == "stage":
+            if not run.epochs:
+                run.since = self._clock()  # until then its process has started
+            run.stage, run.epochs, run.epoch = values
+            run.loss = run.distance = None
+        elif kind == "progress":
+            run.epoch, run.loss = values
+        elif kind == "check":
+            (record,) = values
+            run.epoch, run.loss, run.distance = record["epoch"], record["loss"], record["distance_mean"]
+        elif kind == "recovered":
+            run.epoch, run.loss, _ = values
+
+    def ended(self, number: int, outcome: Outcome) -> None:
+        """Show how a run ended; one that was not started was there already, or cannot start."""
+        self._counts[outcome.state] += 1
+        run = self._running.pop(number, None)
+        if run is None and outcome.state == "done":
+            self._reused += 1
+            return
+        if run is not None and outcome.state == "done":
+            self._seconds.append(self._clock() - run.since)
+        if outcome.state == "failed":
+            self._write(f"failed {self._cells[number]}: {outcome.error}")
+        elif outcome.result is not None:
+            final, epoch = outcome.result.accuracy.final, outcome.result.search.epoch
+            self._line(
+                "done",
+                **self._which(number),
+                epoch="-" if epoch is None else f"{epoch:.4g}",
+                accuracy="-" if final is None else f"{final:.4f}",
+                finished=sum(self._counts.values()),
+                of=len(self._cells),
+                left=self._left(),
+            )
+
+    def _tell_reused(self) -> None:
+        if self._reused:
+            self._write(f"note {self._reused} of {len(self._cells)} runs were there already")
+            self._reused = 0
+
+    def _which(self, number: int) -> dict[str, object]:
+        cell = self._cells[number]
+        several = len({other.setting for other in self._cells}) > 1
+        where = {"model": cell.setting.model, "data": cell.setting.data, "ratio": cell.setting.ratio}
+        return {"method": cell.label, "seed": cell.config.seed} | (where if several else {})
+
+    def _left(self) -> str:
+        """The time until all runs are done, as long as the ones before have taken; "-": none has ended yet."""
+        if not self._seconds:
+            return "-"
+        usual, now = sum(self._seconds) / len(self._seconds), self._clock()
+        waiting = len(self._cells) - sum(self._counts.values()) - len(self._running)
+        begun = sum(max(0.0, usual - (now - run.since)) for run in self._running.values())
+        # As many at a time as run now; when one has just ended, the next one is about to begin.
+        seconds = round((waiting * usual + begun) / max(1, len(self._running)))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+    def _line(self, kind: str, **values: object) -> None:
+        """In a terminal the live display says the same, so that only elsewhere a line is written."""
+        if not self._console.is_interactive:
+            self._write(" ".join([kind, *(f"{name}={value}" for name, value in values.items())]))
+
+    def _write(self, text: str) -> None:
+        # The text goes out as it is: no wrapping, no markup in square brackets, nothing coloured.
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+    def _draw(self) -> Group:
+        """The grid in one line, and below it the runs that are going on."""
+        total, ended = len(self._cells), sum(self._counts.values())
+        waiting = total - ended - len(self._running)
+        head = Table.grid(padding=(0, 2), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        head.add_row(
+            Text.assemble(
+                f"{self._counts['done']} done, {len(self._running)} running, {waiting} waiting, ",
+                (f"{self._counts['failed']} failed", "red" if self._counts["failed"] else ""),
+            ),
+            ProgressBar(total=max(1, total), completed=ended),
+            f"left {self._left()}",
+        )
+        rows = Table.grid(padding=(0, 2))
+        for number, run in sorted(self._running.items()):
+            rows.add_row(
+                Text(" ".join(f"{name} {value}" for name, value in self._which(number).items() if name != "method")),
+                Text(self._cells[number].label, style="bold"),
+                run.stage,
+                f"epoch {run.epoch:.2f} of {run.epochs:.4g}" if run.epochs else "",
+                f"distance {run.distance:.3f}" if run.distance is not None else "",
+                f"loss {run.loss:.3f}" if run.loss is not None else "",
+            )
+        return Group(head, rows)

@@ -1,0 +1,443 @@
+"""Comparisons: what is reused, done and skipped; what survives being killed; what is refused and what is told."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from earlyworm import cli
+from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments.compare import compare
+from earlyworm.experiments.comparison import Comparison
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.grid import Grid
+from earlyworm.experiments.run import run
+from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.experiments.workers import Workers, cores, threads_of_a_job
+from runs import SMALL, elsewhere, outcome
+
+PATIENCE = 120  # seconds, before something that hangs is an error
+TINY = {**{name: value for name, value in SMALL.items() if name != "model"}, "models": "vgg11_bn", "seeds": [0, 1]}
+# Ends at once, without a ticket.
+BRIEF = {"search_epochs": 1, "epochs": 2, "window": 5}
+
+
+def grid_of(output, *methods, **changes):
+    return Grid.of({**TINY, "methods": list(methods), "output": str(output), **changes})
+
+
+class Watched:
+    """Remembers what a watcher is told; does something at a moment."""
+
+    def __init__(self, at=None, act=None):
+        self.events, self.at, self.act = [], at, act
+
+    def _tell(self, *event):
+        self.events.append(event)
+        if event[: len(self.at or ())] == self.at:
+            self.at = None
+            self.act()
+
+    def planned(self, cells):
+        self.cells = cells
+
+    def started(self, number):
+        self._tell("started", number)
+
+    def told(self, number, kind, values):
+        self._tell("told", number, kind, *values)
+
+    def ended(self, number, outcome):
+        self._tell("ended", number, outcome.state)
+
+    def numbers(self, kind):
+        return [event[1] for event in self.events if event[0] == kind]
+
+
+def saved(grid):
+    return Comparison.load(grid.directory / "comparison.json")
+
+
+def states(comparison):
+    return [(cell.method, cell.seed, cell.state) for cell in comparison.outcomes]
+
+
+def workers_of(process):
+    """The processes that a process has started."""
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+def alive(number):
+    """Whether there is a process of this number that has not ended."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison that nobody has interrupted, with a method of each kind: its grid, and what was told."""
+    grid = grid_of(
+        tmp_path_factory.mktemp("compared"), "narrow", "random@early-bird", "early-bird", "worm", "w=worm:lr=1e25"
+    )
+    watched = Watched()
+    return grid, compare(grid, watcher=watched), watched
+
+
+@pytest.fixture
+def copied(compared, tmp_path):
+    """A copy of it in another folder."""
+    shutil.copytree(compared[0].options["output"], tmp_path / "copy")
+    return dataclasses.replace(compared[0], options={**compared[0].options, "output": str(tmp_path / "copy")})
+
+
+def test_every_cell_is_done_or_has_failed(compared):
+    grid, comparison, watched = compared
+    expected = {"w": "failed"}
+    assert states(comparison) == [
+        (cell.label, cell.config.seed, expected.get(cell.label, "done")) for cell in grid.cells()
+    ]
+    assert sorted(watched.numbers("started")) == sorted(watched.numbers("ended")) == list(range(10))
+    assert watched.numbers("started")[:2] == [2, 7]  # those that others follow
+    failed = [cell for cell in comparison.outcomes if cell.method == "w"]
+    assert all("the loss became nan in epoch 1" in cell.error for cell in failed)
+    assert saved(grid) == comparison
+    assert (comparison.baseline, comparison.match, comparison.marks) == ("early-bird", "epochs", ())
+    assert Grid.of(json.loads((grid.directory / "grid.json").read_text())) == grid
+
+
+def test_cells_tell_how_far_they_are(compared):
+    kinds = {event[2] for event in compared[2].events if event[0] == "told"}
+    assert {"stage", "check", "recovered"} <= kinds
+    checks = [event[3] for event in compared[2].events if event[:3] == ("told", 3, "check")]
+    result = next(cell.result for cell in compared[1].outcomes if (cell.method, cell.seed) == ("worm", 0))
+    assert checks == [dataclasses.asdict(record) for record in result.search.history]
+
+
+def test_followers_take_what_they_need_from_their_reference(compared):
+    cells = {(cell.method, cell.seed): cell for cell in compared[1].outcomes}
+    for seed in (0, 1):
+        reference = cells["early-bird", seed].result
+        assert cells["narrow", seed].result.config.macs == reference.ticket.macs
+        assert cells["random@early-bird", seed].result.config.draw_epoch == reference.search.epoch
+        assert f"--macs {reference.ticket.macs}" in cells["narrow", seed].command
+
+
+@pytest.mark.parametrize("method", ["worm", "narrow"])
+def test_a_cell_is_what_a_run_alone_gives(method, compared, tmp_path):
+    result = next(cell.result for cell in compared[1].outcomes if cell.method == method)
+    config = elsewhere(result.config, tmp_path)
+    run(config)
+    assert outcome(config) == outcome(result.config)
+    found = next(cell for cell in compared[1].outcomes if cell.method == method)
+    assert RunDirectory.of(result.config).path == Path(found.directory)
+
+
+def test_what_is_there_is_reused(compared, copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    shared = dataclasses.replace(copied, methods=copied.methods[:4])
+    watched = Watched()
+    comparison = compare(shared, watcher=watched)
+    assert [event[0] for event in watched.events] == ["ended"] * 8
+    assert [cell.result for cell in comparison.outcomes] == [
+        dataclasses.replace(cell.result, config=cell.result.config)
+        for cell in compared[1].outcomes
+        if cell.result is not None
+    ]
+
+
+@pytest.mark.parametrize("case", ["damaged", "another schema", "something else"])
+def test_results_that_cannot_be_read(case, copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    path = RunDirectory.of(next(cell.config for cell in grid.cells() if cell.label == "worm")).result
+    if case == "damaged":
+        path.write_bytes(path.read_bytes()[:300])
+        expected = f"{path} is damaged"
+    elif case == "another schema":
+        path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
+        expected = f"{path} has schema 99"
+    else:
+        (path.parent / "config.json").unlink()
+        expected = "holds something that is not a run"
+    comparison = compare(grid)
+    assert states(comparison)[1] == ("worm", 0, "failed")
+    assert expected in comparison.outcomes[1].error
+    assert [cell.state for cell in comparison.outcomes].count("done") == 3
+
+
+def change_data(path, **changes):
+    result = json.loads(path.read_text())
+    result["data"].update(changes)
+    path.write_text(json.dumps(result))
+
+
+def test_results_of_different_data_are_refused(copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    before = (grid.directory / "comparison.json").exists()
+    change_data(RunDirectory.of(grid.cells()[1].config).result, train=150)
+    with pytest.raises(RunError) as caught:
+        compare(grid)
+    assert "worm with seed 0 had data of train 150, early-bird with seed 0 of 200" in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert (grid.directory / "comparison.json").exists() == before
+    assert compare(grid, force=True).marks == (
+        "compared by force: worm with seed 0 had data of train 150, early-bird with seed 0 of 200",
+    )
+
+
+def test_different_budgets_are_refused_before_anything_runs(tmp_path, monkeypatch):
+    grid = grid_of(tmp_path / "runs", "worm", "worm:epochs=5", seeds=[0])
+    with pytest.raises(RunError, match="worm:epochs=5 has epochs 5, worm has 4; make them agree"):
+        compare(grid)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_other_devices_and_versions_are_marked(copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    path = RunDirectory.of(grid.cells()[1].config).result
+    result = json.loads(path.read_text())
+    result["device"], result["versions"]["torch"] = "another device", "0.1"
+    path.write_text(json.dumps(result))
+    devices, versions = compare(grid).marks
+    assert "different devices (another device, cpu)" in devices
+    assert "different versions of torch (0.1, " in versions
+
+
+def test_without_a_ticket_there_is_nothing_to_follow(tmp_path):
+    grid = grid_of(tmp_path, "early-bird", "narrow", "random@early-bird", seeds=[0], **BRIEF)
+    comparison = compare(grid, jobs=1)
+    assert [state for *_, state in states(comparison)] == ["done", "failed", "failed"]
+    assert comparison.outcomes[1].error.startswith("early-bird drew no ticket that narrow could follow")
+    assert (comparison.outcomes[1].directory, comparison.outcomes[1].command) == ("", "")
+    # What is drawn by force can be followed; the run that has ended goes on.
+    forced = dataclasses.replace(grid, options={**grid.options, "force_draw": True})
+    assert [state for *_, state in states(compare(forced, jobs=1))] == ["done"] * 3
+
+
+def test_what_follows_a_cell_that_failed_fails(copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[:3])
+    result = RunDirectory.of(grid.cells()[2].config).result
+    result.write_text("{}")
+    comparison = compare(grid)
+    assert [state for *_, state in states(comparison)] == ["failed"] * 3 + ["done"] * 3
+    assert comparison.outcomes[0].error == "early-bird, whose ticket narrow follows, has failed: see its error"
+
+
+def test_two_cells_that_turn_out_to_be_one_run(compared, copied):
+    (drawn,) = {cell.result.search.epoch for cell in compared[1].outcomes if (cell.method, cell.seed) == ("worm", 0)}
+    methods = [*copied.given()["methods"][2:4], "e=late@worm", f"d=late:draw_epoch={drawn}"]
+    comparison = compare(Grid.of({**copied.given(), "methods": methods, "seeds": [0]}))
+    assert [state for *_, state in states(comparison)] == ["done"] * 4
+    assert comparison.outcomes[2].directory == comparison.outcomes[3].directory
+
+
+# Interrupted.
+
+
+def test_a_worker_that_is_killed_fails_its_cell_alone(compared, tmp_path):
+    def kill():
+        for worker in workers_of(os.getpid()):
+            os.kill(worker, signal.SIGKILL)
+
+    grid = grid_of(tmp_path, "early-bird", "worm", "constant", seeds=[0])
+    comparison = compare(grid, jobs=1, watcher=Watched(("told", 1, "check"), kill))
+    assert [state for *_, state in states(comparison)] == ["done", "failed", "done"]
+    assert "was ended by SIGKILL" in comparison.outcomes[1].error
+    assert str(grid.directory / "logs" / "worker-0.log") in comparison.outcomes[1].error
+    # The same again: only what failed is done, from where it was.
+    watched = Watched()
+    assert [state for *_, state in states(compare(grid, jobs=1, watcher=watched))] == ["done"] * 3
+    assert watched.numbers("started") == [1]
+    whole = next(cell.config for cell in compared[0].cells() if cell.label == "worm")
+    assert outcome(grid.cells()[1].config) == outcome(whole)
+
+
+def test_killed_in_the_middle(compared, tmp_path):
+    grid = dataclasses.replace(
+        compared[0], methods=compared[0].methods[:4], options={**compared[0].options, "output": str(tmp_path)}
+    )
+    words = grid.command().split()[1:]
+    process = subprocess.Popen([sys.executable, "-m", "earlyworm.cli", *words], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("done "):
+            break
+    workers = workers_of(process.pid)
+    assert workers
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    watched = Watched()
+    comparison = compare(grid, watcher=watched)
+    assert not any(map(alive, workers))
+    assert [state for *_, state in states(comparison)] == ["done"] * 8
+    assert 0 < len(watched.numbers("started")) < 8
+    for cell in comparison.outcomes:
+        first = next(other for other in compared[1].outcomes if (other.method, other.seed) == (cell.method, cell.seed))
+        assert outcome(cell.result.config) == outcome(first.result.config)
+
+
+def test_interrupted_from_the_keyboard(tmp_path):
+    grid = grid_of(tmp_path, "worm", "early-bird", epochs=1001, search_epochs=1000, epsilon=0.0)
+    words = grid.command().split()[1:]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "earlyworm.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: any(tmp_path.glob("*/checkpoint/*.safetensors")))
+    workers = workers_of(process.pid)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - start < 20
+    assert (process.returncode, output) == (130, "")
+    assert errors.splitlines()[-1] == "earlyworm: stopped; the same command goes on from the last check"
+    assert "Traceback" not in errors
+    assert len(workers) == min(2, cores())
+    assert not any(map(alive, workers))
+    assert {state for *_, state in states(saved(grid))} == {"waiting"}
+
+
+# The command.
+
+
+@pytest.fixture
+def command(capsys):
+    def run_command(*arguments):
+        capsys.readouterr()
+        return cli.main(arguments), *capsys.readouterr()
+
+    return run_command
+
+
+def test_compare_report_and_inspect(command, copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[:4])
+    words = grid.command().split()[1:]
+    status, output, errors = command(*words)
+    assert status == 0
+    assert errors == "grid cells=8\nnote 8 of 8 runs were there already\n"
+    assert output.splitlines()[-1] == f"comparison: {grid.directory}"
+    assert all(method in output for method in ("narrow", "early-bird", "worm"))
+    names = {"comparison.json", "comparison.csv", "comparison.md", "grid.json"}
+    assert names <= {path.name for path in grid.directory.iterdir()}
+    csv = (grid.directory / "comparison.csv").read_bytes()
+    (grid.directory / "comparison.csv").unlink()
+    assert command("report", str(grid.directory))[0] == 0
+    assert (grid.directory / "comparison.csv").read_bytes() == csv
+    status, shown, errors = command("inspect", str(grid.directory))
+    assert (status, errors) == (0, "")
+    assert output.startswith(shown)
+    # What has not ended, and what is damaged.
+    (grid.directory / "comparison.json").write_text("{")
+    assert "is damaged" in command("inspect", str(grid.directory))[2]
+    (grid.directory / "comparison.json").unlink()
+    assert "compare again" in command("report", str(grid.directory))[2]
+
+
+def test_failed_cells_are_told(command, copied, monkeypatch):
+    monkeypatch.setattr(Workers, "start", None)
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    RunDirectory.of(grid.cells()[1].config).result.write_text("{}")
+    status, output, errors = command(*grid.command().split()[1:])
+    assert status == 1
+    assert output.splitlines()[-1] == f"comparison: {grid.directory}"
+    assert errors.splitlines()[-1].startswith("earlyworm: failed: worm, seed 0, vgg11_bn on digits, ratio 0.5: ")
+    assert (grid.directory / "comparison.md").exists()
+
+
+def test_a_comparison_of_processes_that_something_else_has_started(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2"):
+        compare(grid_of(tmp_path, "worm"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_comparison_at_work(copied, monkeypatch):
+    monkeypatch.setattr("earlyworm.experiments.compare.LOCK_PATIENCE_SECONDS", 0.1)
+    with RunDirectory(copied.directory).claimed(), pytest.raises(RunError, match="another process is at work"):
+        compare(copied)
+
+
+# Workers.
+
+
+def test_shares_of_the_cores(monkeypatch):
+    monkeypatch.setattr("earlyworm.experiments.workers.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [threads_of_a_job(jobs) for jobs in (1, 3, 8)] == [8, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [threads_of_a_job(jobs) for jobs in (1, 3, 8)] == [3, 2, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert threads_of_a_job(2) == 4
+
+
+class Started:
+    """Stands for a process that was started."""
+
+    def __init__(self, command, **how):
+        self.command, self.how = command, how
+        self.stdin, self.stdout = open(os.devnull, "w"), open(os.devnull)  # noqa: SIM115
+
+    def wait(self, timeout=None):
+        return 0
+
+
+def test_each_worker_has_its_share_and_its_gpu(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("earlyworm.experiments.workers.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **how: started.append(Started(*args, **how)) or started[-1])
+    with Workers(4, tmp_path, ["0", "GPU-5"]) as workers:
+        for number in range(4):
+            workers.start(number, RunConfig())
+    assert [process.how["env"]["CUDA_VISIBLE_DEVICES"] for process in started] == ["0", "GPU-5", "0", "GPU-5"]
+    assert {process.how["env"]["OMP_NUM_THREADS"] for process in started} == {"2"}
+    assert {process.command[-1] for process in started} == {"2"}
+
+
+def test_what_libraries_print_does_not_come_between(tmp_path, monkeypatch):
+    """A file that is imported in every process prints to both outputs, in Python and below it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nimport torch\nreal = torch.set_num_threads\n"
+        "def noisy(number):\n    print('loud'); os.write(1, b'louder\\n'); real(number)\n"
+        "torch.set_num_threads = noisy\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    comparison = compare(grid_of(tmp_path / "runs", "worm", seeds=[0], **BRIEF), jobs=1)
+    assert [state for *_, state in states(comparison)] == ["done"]
+    log = next((tmp_path / "runs").glob("compare-*/logs/worker-0.log")).read_text()
+    assert "loud\n" in log
+    assert "louder\n" in log
+
+
+def test_an_error_that_nobody_expected(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import earlyworm.experiments.run as module\nreal = module.run\n"
+        "def run(config, observer):\n"
+        "    if config.method == 'worm':\n        raise MemoryError('no room\\nat all')\n"
+        "    return real(config, observer)\n"
+        "module.run = run\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    comparison = compare(grid_of(tmp_path / "runs", "worm", "early-bird", seeds=[0], **BRIEF), jobs=1)
+    assert [state for *_, state in states(comparison)] == ["failed", "done"]
+    assert comparison.outcomes[0].error == "MemoryError: no room"
