@@ -3,7 +3,8 @@
 import math
 
 from earlyworm.experiments.comparison import Comparison, Outcome, Setting
-from earlyworm.experiments.config import SEARCHES, RunConfig
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import (
     AccuracyResult,
     CheckRecord,

@@ -16,6 +16,7 @@ from PIL import Image
 import earlyworm.experiments.bench
 from earlyworm import cli
 from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.grid import OPTIONS
 from earlyworm.experiments.run_directory import RunDirectory
 from runs import classifier_directory, options, small, tree
 from test_config import OTHER
@@ -80,7 +81,9 @@ def test_help_and_wrong_options_import_nothing_heavy(fresh_python):
         import contextlib, io, sys
         from earlyworm.cli import main
         cases = [["--help"], ["run", "--help"], [], ["rnu"], ["run", "--ratoi", "1"], ["run", "--ratio", "7"],
-                 ["run", "--model", "resnet19"], ["run", "--method", "x"], ["report", "--help"], ["inspect"]]
+                 ["run", "--model", "resnet19"], ["run", "--method", "x"], ["report", "--help"], ["inspect"],
+                 ["compare", "--help"], ["compare", "--methods", "x"], ["compare", "--seeds", "0", "0"],
+                 ["compare", "--grid", "nowhere.toml"], ["compare", "--jobs", "100000"]]
         statuses = []
         for case in cases:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -90,7 +93,7 @@ def test_help_and_wrong_options_import_nothing_heavy(fresh_python):
                     statuses.append(leaving.code)
         print(statuses, sorted(set({HEAVY!r}) & set(sys.modules)))
     """)
-    assert found == "[0, 0, 2, 2, 2, 1, 1, 2, 0, 2] []\n"
+    assert found == "[0, 0, 2, 2, 2, 1, 1, 2, 0, 2, 0, 1, 1, 1, 1] []\n"
 
 
 def test_help_names_every_option(command):
@@ -99,7 +102,11 @@ def test_help_names_every_option(command):
     assert all(f"--{field.name.replace('_', '-')}" in output for field in dataclasses.fields(RunConfig))
     status, output, errors = command("--help")
     assert (status, errors) == (0, "")
-    assert all(name in output for name in ("run", "report", "inspect"))
+    assert all(name in output for name in ("run", "compare", "report", "inspect"))
+    status, output, errors = command("compare", "--help")
+    assert (status, errors) == (0, "")
+    assert all(f"--{name.replace('_', '-')}" in output for name in ("methods", "seeds", "grid", "jobs", *OPTIONS))
+    assert "Epochs in all, search and retraining together" in " ".join(output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("config", [RunConfig(), RunConfig(**OTHER), RunConfig(limit=3, retrain_epochs=2, chi=0.5)])
@@ -236,7 +243,7 @@ def test_inspect_other_safetensors(refused, copied):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["{run, report, inspect}"]),
+        ([], ["{run, compare, report, inspect}"]),
         (["rnu"], ["rnu", "did you mean run?"]),
         (["run", "--ratoi", "0.5"], ["--ratoi", "did you mean --ratio?"]),
         (["run", "--search_epoch", "5"], ["--search", "did you mean --search-epochs?"]),
@@ -247,6 +254,10 @@ def test_inspect_other_safetensors(refused, copied):
         (["run", "--ratio", "half"], ["--ratio", "'half'", "float"]),
         (["run", "--window", "2.5"], ["--window", "'2.5'", "int"]),
         (["run", "--seed"], ["--seed"]),
+        (["compare", "--seed", "1"], ["--seed", "did you mean --seeds?", "earlyworm compare --help"]),
+        (["compare", "--xyzzy"], ["--xyzzy", "earlyworm compare --help"]),
+        (["compare", "--seeds", "one"], ["--seeds", "one"]),
+        (["compare", "--launcher", "slurm"], ["'slurm'", "submitit"]),
         (["report"], ["PATH", "required", "earlyworm --help"]),
         (["inspect", "a", "b"], ["b"]),
     ],

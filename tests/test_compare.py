@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.grid import Grid
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
-from earlyworm.experiments.workers import Workers, cores, threads_of_a_job
+from earlyworm.experiments.worker import Reporter, run_cell
+from earlyworm.experiments.workers import Event, Workers, threads_of_a_job
 from runs import SMALL, elsewhere, outcome
 
 PATIENCE = 120  # seconds, before something that hangs is an error
@@ -34,28 +36,22 @@ def grid_of(output, *methods, **changes):
 
 
 class Watched:
-    """Remembers what a watcher is told; does something at a moment."""
+    """Remembers what a watcher is told."""
 
-    def __init__(self, at=None, act=None):
-        self.events, self.at, self.act = [], at, act
-
-    def _tell(self, *event):
-        self.events.append(event)
-        if event[: len(self.at or ())] == self.at:
-            self.at = None
-            self.act()
+    def __init__(self):
+        self.events = []
 
     def planned(self, cells):
         self.cells = cells
 
     def started(self, number):
-        self._tell("started", number)
+        self.events.append(("started", number))
 
     def told(self, number, kind, values):
-        self._tell("told", number, kind, *values)
+        self.events.append(("told", number, kind, *values))
 
     def ended(self, number, outcome):
-        self._tell("ended", number, outcome.state)
+        self.events.append(("ended", number, outcome.state))
 
     def numbers(self, kind):
         return [event[1] for event in self.events if event[0] == kind]
@@ -88,6 +84,44 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+class Inline:
+    """Does runs in this process, one after another."""
+
+    slots = 1
+
+    def __init__(self, *_):
+        self.events = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def start(self, number, config):
+        def send(line):
+            kind, *values = json.loads(line)
+            self.events.append(Event(number, kind, tuple(values)))
+
+        run_cell(dataclasses.asdict(config), Reporter(send))
+
+    def wait(self):
+        events, self.events = self.events, []
+        return events
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Comparisons start no processes, which would import everything anew."""
+    monkeypatch.setattr("earlyworm.experiments.compare.Workers", Inline)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """Comparisons start nothing at all."""
+    monkeypatch.setattr("earlyworm.experiments.compare.Workers", None)
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +183,7 @@ def test_a_cell_is_what_a_run_alone_gives(method, compared, tmp_path):
     assert RunDirectory.of(result.config).path == Path(found.directory)
 
 
-def test_what_is_there_is_reused(compared, copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_what_is_there_is_reused(compared, copied, nothing_runs):
     shared = dataclasses.replace(copied, methods=copied.methods[:4])
     watched = Watched()
     comparison = compare(shared, watcher=watched)
@@ -163,8 +196,7 @@ def test_what_is_there_is_reused(compared, copied, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["damaged", "another schema", "something else"])
-def test_results_that_cannot_be_read(case, copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_results_that_cannot_be_read(case, copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[2:4])
     path = RunDirectory.of(next(cell.config for cell in grid.cells() if cell.label == "worm")).result
     if case == "damaged":
@@ -188,8 +220,7 @@ def change_data(path, **changes):
     path.write_text(json.dumps(result))
 
 
-def test_results_of_different_data_are_refused(copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_results_of_different_data_are_refused(copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[2:4])
     before = (grid.directory / "comparison.json").exists()
     change_data(RunDirectory.of(grid.cells()[1].config).result, train=150)
@@ -203,15 +234,14 @@ def test_results_of_different_data_are_refused(copied, monkeypatch):
     )
 
 
-def test_different_budgets_are_refused_before_anything_runs(tmp_path, monkeypatch):
+def test_different_budgets_are_refused_before_anything_runs(tmp_path, nothing_runs):
     grid = grid_of(tmp_path / "runs", "worm", "worm:epochs=5", seeds=[0])
     with pytest.raises(RunError, match="worm:epochs=5 has epochs 5, worm has 4; make them agree"):
         compare(grid)
     assert not (tmp_path / "runs").exists()
 
 
-def test_other_devices_and_versions_are_marked(copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_other_devices_and_versions_are_marked(copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[2:4])
     path = RunDirectory.of(grid.cells()[1].config).result
     result = json.loads(path.read_text())
@@ -222,19 +252,20 @@ def test_other_devices_and_versions_are_marked(copied, monkeypatch):
     assert "different versions of torch (0.1, " in versions
 
 
-def test_without_a_ticket_there_is_nothing_to_follow(tmp_path):
+def test_without_a_ticket_there_is_nothing_to_follow(tmp_path, inline):
     grid = grid_of(tmp_path, "early-bird", "narrow", "random@early-bird", seeds=[0], **BRIEF)
-    comparison = compare(grid, jobs=1)
+    comparison = compare(grid)
     assert [state for *_, state in states(comparison)] == ["done", "failed", "failed"]
     assert comparison.outcomes[1].error.startswith("early-bird drew no ticket that narrow could follow")
     assert (comparison.outcomes[1].directory, comparison.outcomes[1].command) == ("", "")
     # What is drawn by force can be followed; the run that has ended goes on.
     forced = dataclasses.replace(grid, options={**grid.options, "force_draw": True})
-    assert [state for *_, state in states(compare(forced, jobs=1))] == ["done"] * 3
+    comparison = compare(forced)
+    assert [state for *_, state in states(comparison)] == ["done"] * 3
+    assert comparison.outcomes[2].result.config.draw_epoch == 1
 
 
-def test_what_follows_a_cell_that_failed_fails(copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_what_follows_a_cell_that_failed_fails(copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[:3])
     result = RunDirectory.of(grid.cells()[2].config).result
     result.write_text("{}")
@@ -243,7 +274,7 @@ def test_what_follows_a_cell_that_failed_fails(copied, monkeypatch):
     assert comparison.outcomes[0].error == "early-bird, whose ticket narrow follows, has failed: see its error"
 
 
-def test_two_cells_that_turn_out_to_be_one_run(compared, copied):
+def test_two_cells_that_turn_out_to_be_one_run(compared, copied, inline):
     (drawn,) = {cell.result.search.epoch for cell in compared[1].outcomes if (cell.method, cell.seed) == ("worm", 0)}
     methods = [*copied.given()["methods"][2:4], "e=late@worm", f"d=late:draw_epoch={drawn}"]
     comparison = compare(Grid.of({**copied.given(), "methods": methods, "seeds": [0]}))
@@ -254,65 +285,93 @@ def test_two_cells_that_turn_out_to_be_one_run(compared, copied):
 # Interrupted.
 
 
-def test_a_worker_that_is_killed_fails_its_cell_alone(compared, tmp_path):
-    def kill():
-        for worker in workers_of(os.getpid()):
-            os.kill(worker, signal.SIGKILL)
-
-    grid = grid_of(tmp_path, "early-bird", "worm", "constant", seeds=[0])
-    comparison = compare(grid, jobs=1, watcher=Watched(("told", 1, "check"), kill))
-    assert [state for *_, state in states(comparison)] == ["done", "failed", "done"]
-    assert "was ended by SIGKILL" in comparison.outcomes[1].error
-    assert str(grid.directory / "logs" / "worker-0.log") in comparison.outcomes[1].error
-    # The same again: only what failed is done, from where it was.
-    watched = Watched()
-    assert [state for *_, state in states(compare(grid, jobs=1, watcher=watched))] == ["done"] * 3
-    assert watched.numbers("started") == [1]
-    whole = next(cell.config for cell in compared[0].cells() if cell.label == "worm")
-    assert outcome(grid.cells()[1].config) == outcome(whole)
-
-
-def test_killed_in_the_middle(compared, tmp_path):
-    grid = dataclasses.replace(
-        compared[0], methods=compared[0].methods[:4], options={**compared[0].options, "output": str(tmp_path)}
-    )
-    words = grid.command().split()[1:]
-    process = subprocess.Popen([sys.executable, "-m", "earlyworm.cli", *words], stderr=subprocess.PIPE, text=True)
+def test_killed_in_the_middle(compared, copied, tmp_path):
+    shutil.rmtree(copied.options["output"])
+    grid = dataclasses.replace(copied, methods=copied.methods[1:3])
+    words = ["-m", "earlyworm.cli", *shlex.split(grid.command())[1:], "--jobs", "1"]
+    process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("done "):
             break
-    workers = workers_of(process.pid)
-    assert workers
+    wait_until(lambda: len(list(Path(copied.options["output"]).glob("*/checkpoint"))) == 2)
+    (worker,) = workers_of(process.pid)
     process.kill()
     process.wait()
     process.stderr.close()
     watched = Watched()
-    comparison = compare(grid, watcher=watched)
-    assert not any(map(alive, workers))
-    assert [state for *_, state in states(comparison)] == ["done"] * 8
-    assert 0 < len(watched.numbers("started")) < 8
+    comparison = compare(grid, jobs=1, watcher=watched)
+    assert not alive(worker)
+    assert [state for *_, state in states(comparison)] == ["done"] * 4
+    assert len(watched.numbers("started")) == 3
     for cell in comparison.outcomes:
         first = next(other for other in compared[1].outcomes if (other.method, other.seed) == (cell.method, cell.seed))
         assert outcome(cell.result.config) == outcome(first.result.config)
 
 
-def test_interrupted_from_the_keyboard(tmp_path):
-    grid = grid_of(tmp_path, "worm", "early-bird", epochs=1001, search_epochs=1000, epsilon=0.0)
-    words = grid.command().split()[1:]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "earlyworm.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: any(tmp_path.glob("*/checkpoint/*.safetensors")))
-    workers = workers_of(process.pid)
-    start = time.monotonic()
+STUB = """
+import sys, types
+
+def run(config, observer):
+    import os, signal, time
+    from earlyworm.errors import RunError
+    observer.stage("search", config.search_epochs, 0)
+    if config.method == "early-bird":
+        print("loud")
+        os.write(1, b"louder\\n")
+        raise RunError("no, because")
+    if config.method == "constant":
+        raise MemoryError("no room\\nat all")
+    if config.method == "worm":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.method == "late":
+        os._exit(3)
+    time.sleep(1000)
+
+sys.modules["earlyworm.experiments.run"] = module = types.ModuleType("run")
+module.run = run
+"""
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """In every process that is started, a run only ends in a way that depends on its method."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+
+
+def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(tmp_path, stub):
+    grid = grid_of(tmp_path / "runs", "early-bird", "constant", "worm", "late", "random@worm", seeds=[0])
+    watched = Watched()
+    comparison = compare(grid, jobs=1, watcher=watched)
+    log = grid.directory / "logs" / "worker-0.log"
+    goes_on = "the same command goes on from the last checkpoint"
+    assert [cell.error for cell in comparison.outcomes] == [
+        "no, because",
+        "MemoryError: no room",
+        f"its process was ended by SIGKILL (is there too little memory?): see {log}; {goes_on}",
+        f"its process ended with status 3: see {log}; {goes_on}",
+        "worm, whose ticket random@worm follows, has failed: see its error",
+    ]
+    assert watched.numbers("started") == [2, 0, 1, 3]
+    # What libraries print, in Python or below it, does not come between what the process tells.
+    written = log.read_text()
+    assert all(words in written for words in ("loud\n", "louder\n", "MemoryError: no room\n"))
+    assert not workers_of(os.getpid())
+
+
+def test_interrupted_from_the_keyboard(tmp_path, stub):
+    grid = grid_of(tmp_path / "runs", "dense", "imp")
+    words = ["-m", "earlyworm.cli", *shlex.split(grid.command())[1:], "--jobs", "1"]
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shown = [next(process.stderr), next(process.stderr)]
+    (worker,) = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=PATIENCE)
-    assert time.monotonic() - start < 20
     assert (process.returncode, output) == (130, "")
-    assert errors.splitlines()[-1] == "earlyworm: stopped; the same command goes on from the last check"
-    assert "Traceback" not in errors
-    assert len(workers) == min(2, cores())
-    assert not any(map(alive, workers))
+    assert shown == ["grid cells=4\n", "started method=dense seed=0\n"]
+    assert errors == "earlyworm: stopped; the same command goes on from the last check\n"
+    assert not alive(worker)
     assert {state for *_, state in states(saved(grid))} == {"waiting"}
 
 
@@ -328,10 +387,9 @@ def command(capsys):
     return run_command
 
 
-def test_compare_report_and_inspect(command, copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_compare_report_and_inspect(command, copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[:4])
-    words = grid.command().split()[1:]
+    words = shlex.split(grid.command())[1:]
     status, output, errors = command(*words)
     assert status == 0
     assert errors == "grid cells=8\nnote 8 of 8 runs were there already\n"
@@ -353,11 +411,10 @@ def test_compare_report_and_inspect(command, copied, monkeypatch):
     assert "compare again" in command("report", str(grid.directory))[2]
 
 
-def test_failed_cells_are_told(command, copied, monkeypatch):
-    monkeypatch.setattr(Workers, "start", None)
+def test_failed_cells_are_told(command, copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[2:4])
     RunDirectory.of(grid.cells()[1].config).result.write_text("{}")
-    status, output, errors = command(*grid.command().split()[1:])
+    status, output, errors = command(*shlex.split(grid.command())[1:])
     assert status == 1
     assert output.splitlines()[-1] == f"comparison: {grid.directory}"
     assert errors.splitlines()[-1].startswith("earlyworm: failed: worm, seed 0, vgg11_bn on digits, ratio 0.5: ")
@@ -412,32 +469,3 @@ def test_each_worker_has_its_share_and_its_gpu(tmp_path, monkeypatch):
     assert [process.how["env"]["CUDA_VISIBLE_DEVICES"] for process in started] == ["0", "GPU-5", "0", "GPU-5"]
     assert {process.how["env"]["OMP_NUM_THREADS"] for process in started} == {"2"}
     assert {process.command[-1] for process in started} == {"2"}
-
-
-def test_what_libraries_print_does_not_come_between(tmp_path, monkeypatch):
-    """A file that is imported in every process prints to both outputs, in Python and below it."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nimport torch\nreal = torch.set_num_threads\n"
-        "def noisy(number):\n    print('loud'); os.write(1, b'louder\\n'); real(number)\n"
-        "torch.set_num_threads = noisy\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    comparison = compare(grid_of(tmp_path / "runs", "worm", seeds=[0], **BRIEF), jobs=1)
-    assert [state for *_, state in states(comparison)] == ["done"]
-    log = next((tmp_path / "runs").glob("compare-*/logs/worker-0.log")).read_text()
-    assert "loud\n" in log
-    assert "louder\n" in log
-
-
-def test_an_error_that_nobody_expected(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import earlyworm.experiments.run as module\nreal = module.run\n"
-        "def run(config, observer):\n"
-        "    if config.method == 'worm':\n        raise MemoryError('no room\\nat all')\n"
-        "    return real(config, observer)\n"
-        "module.run = run\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    comparison = compare(grid_of(tmp_path / "runs", "worm", "early-bird", seeds=[0], **BRIEF), jobs=1)
-    assert [state for *_, state in states(comparison)] == ["failed", "done"]
-    assert comparison.outcomes[0].error == "MemoryError: no room"

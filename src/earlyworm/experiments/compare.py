@@ -189,7 +189,9 @@ class _Course:
                 if reference.result is None:
                     raise RunError(f"{cell.follows}, whose ticket {cell.label} follows, has failed: see its error")
                 cell = self.cells[number] = cell.after(reference.result)
-            result = RunDirectory.of(cell.config).ended(cell.config)
+            directory = RunDirectory.of(cell.config)
+            directory.check_owner(cell.config)
+            result = directory.ended(cell.config)
         except EarlywormError as error:
             self._end(number, error=str(error))
             return

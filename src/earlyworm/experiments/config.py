@@ -12,21 +12,16 @@ import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.names import MODELS, Task, check_data_name, check_model_name, suggest, task_by_name
+from earlyworm.experiments.checks import check_method, check_task, check_units, require, typed
+from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
 
 DEFAULT_CHI = {
     "images": {"constant": 0.1, "worm": 0.003},
     "text": {"constant": 0.1, "worm": 0.01},
 }
-
-SEARCHES = ("early-bird", "constant", "greedy", "worm")
-Method = Literal["early-bird", "constant", "greedy", "worm", "dense", "narrow", "random", "late", "imp", "rst"]
-
-UnitKind = Literal["channels", "heads", "neurons", "weights"]
 
 # A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
 # tell nothing; how much the loss depends on them does.
@@ -164,54 +159,54 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _typed(name, getattr(self, name), hint))
+            object.__setattr__(self, name, typed(name, getattr(self, name), hint))
         finite = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), float)}
         for name, value in finite.items():
-            _require(math.isfinite(value), name, value, "a finite number")
-        _require(0 < self.width <= 4, "width", self.width, "in (0, 4]")
+            require(math.isfinite(value), name, value, "a finite number")
+        require(0 < self.width <= 4, "width", self.width, "in (0, 4]")
         for name in ("ratio", "head_ratio"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
-        _require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
-        _require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
-        _require(0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
-        _require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
-        _require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
-        _require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
-        _require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
-        _require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
+            require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
+        require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
+        require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
+        require(0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
+        require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
+        require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
+        require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
+        require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
+        require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
         for name in (
             "batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length", "rounds",
             "probe_epochs",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
+        require(
             self.batch_size % self.accumulation == 0,
             "accumulation",
             self.accumulation,
             f"a divisor of batch_size ({self.batch_size})",
         )
-        _require(
+        require(
             self.retrain_epochs is None or self.retrain_epochs >= 0, "retrain_epochs", self.retrain_epochs, "0 or more"
         )
-        _require(
+        require(
             self.retrain_epochs is not None or self.search_epochs < self.epochs,
             "search_epochs",
             self.search_epochs,
             f"below epochs ({self.epochs}), so that epochs are left to retrain: give --search-epochs too",
         )
-        _check_units(self)
-        _check_method(self)
+        check_units(self)
+        check_method(self)
         check_model_name(self.model)
         check_data_name(self.data)
-        _check_task(self)
+        check_task(self)
 
     @classmethod
     def for_text(cls, **changes: Any) -> Self:
@@ -275,7 +270,7 @@ class RunConfig:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `dataclasses.asdict` after a trip through JSON; unknown fields are an error."""
         names = [f.name for f in dataclasses.fields(cls)]
-        _require(isinstance(values, dict), "the configuration", values, "a JSON object of options")
+        require(isinstance(values, dict), "the configuration", values, "a JSON object of options")
         for name in values:
             if name not in names:
                 raise ConfigError(f"unknown option {name!r}: {suggest(name, names)}")
@@ -289,88 +284,3 @@ def option_words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", *(map(str, value) if isinstance(value, (list, tuple)) else (str(value),))]
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that `hint` asks for: of whole numbers and fractions, equal ones must read alike."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        if value not in choices:
-            raise ConfigError(f"unknown {name.replace('_', ' ')} {value!r}: {suggest(str(value), choices)}")
-        return value
-    kinds = [get_origin(kind) or kind for kind in (choices if isinstance(hint, UnionType) else (hint,))]
-    if float in kinds and type(value) is int:
-        return float(value)
-    wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
-    _require(type(value) in kinds, name, repr(value), f"of type {wanted}")
-    if type(value) is tuple:
-        kind = next((kind for kind in (int, float) if kind in choices), str)
-        value = tuple(float(item) if kind is float and type(item) is int else item for item in value)
-        _require(all(type(item) is kind for item in value), name, repr(value), f"each of type {kind.__name__}")
-    return value
-
-
-def _require(condition: bool, name: str, value: object, cure: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name} is {value}, but must be {cure}")
-
-
-def _check_method(config: RunConfig) -> None:
-    """Options of one method must not be given to another, which would ignore them."""
-    drawn, macs, rewind = config.draw_epoch, config.macs, config.rewind_epoch
-    _require(
-        drawn is None or config.method in ("random", "late", "rst"),
-        "draw_epoch", drawn, f"None for {config.method}: only random, late and rst draw when they are told",
-    )  # fmt: skip
-    last = config.epochs if config.retrain_epochs is None else math.inf
-    _require(drawn is None or 0 <= drawn < last, "draw_epoch", drawn, f"0 or more, and below epochs ({config.epochs})")
-    _require(macs is None or config.method == "narrow", "macs", macs, f"None for {config.method}: only narrow has it")
-    each = config.epochs / (config.rounds + 1)
-    _require(0 <= rewind < each, "rewind_epoch", rewind, f"0 or more, and below the epochs of a round ({each:g})")
-    _require(rewind == 0 or config.method == "imp", "rewind_epoch", rewind, f"0 for {config.method}: only imp rewinds")
-    _require(
-        config.method != "imp" or config.match == "epochs",
-        "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
-    )  # fmt: skip
-    ratios = config.ratios
-    fit = not ratios or (2 <= len(set(ratios)) == len(ratios) and all(0 <= ratio < 1 for ratio in ratios))
-    _require(fit, "ratios", " ".join(map(str, ratios)), "two or more different numbers in [0, 1), or none")
-    _require(
-        not ratios or (config.method in SEARCHES and config.head_ratio is None),
-        "ratios", " ".join(map(str, ratios)), "empty for a method without a search, and with head_ratio",
-    )  # fmt: skip
-    _require(
-        config.match == "epochs" or config.retrain_epochs is None,
-        "retrain_epochs", config.retrain_epochs, "None where --match flops says how long to retrain",
-    )  # fmt: skip
-    distinct = len(set(config.classes)) == len(config.classes) != 1 and all(number >= 0 for number in config.classes)
-    _require(distinct, "classes", " ".join(map(str, config.classes)), "two or more different numbers, 0 or more")
-
-
-def _check_units(config: RunConfig) -> None:
-    kinds, ratio = get_args(UnitKind), config.head_ratio
-    for kind in config.units:
-        if kind not in kinds:
-            raise ConfigError(f"unknown units {kind!r}: {suggest(str(kind), kinds)}")
-    distinct = 0 < len(config.units) == len(set(config.units))
-    _require(distinct, "units", " ".join(config.units) or "empty", f"one or more of {', '.join(kinds)}, each once")
-    _require(ratio is None or "heads" in config.units, "head_ratio", ratio, "None where heads are not among the units")
-
-
-def _check_task(config: RunConfig) -> None:
-    """Model, data and options must be for one kind of data."""
-    named = task_by_name(None, config.data)
-    if config.task == "images":
-        _require(
-            named != "text", "data", config.data,
-            f"images for {config.model}: for text, give a --model of transformers (in Python: RunConfig.for_text)",
-        )  # fmt: skip
-        _require(not config.text_columns, "text_columns", " ".join(config.text_columns), "empty for images")
-        return
-    _require(named != "images", "data", config.data, "text, such as csv:FILE, parquet:DIR or glue/sst2")
-    _require(config.model not in MODELS, "model", config.model, "a text model of transformers, since the data are text")
-    _require(config.augment == "none", "augment", config.augment, "none for text")
-    _require("channels" not in config.units, "units", " ".join(config.units), "heads, neurons or weights for text")
-    _require(
-        len(config.text_columns) <= 2, "text_columns", " ".join(config.text_columns), "one column, or two of pairs"
-    )

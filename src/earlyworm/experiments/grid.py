@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.comparison import Setting
-from earlyworm.experiments.config import SEARCHES, RunConfig, option_words
+from earlyworm.experiments.config import RunConfig, option_words
 from earlyworm.experiments.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
-from earlyworm.experiments.names import Task, check_data_name, suggest, task_by_name
+from earlyworm.experiments.names import SEARCHES, Task, check_data_name, suggest, task_by_name
 from earlyworm.experiments.results import RunResult
 
 METHODS = (
@@ -27,14 +27,15 @@ METHODS = (
     "worm:static=window", "imp", "rst",
 )  # fmt: skip
 SEEDS = (0, 1, 2, 3, 4)
+
+_AXES = {"methods": object, "seeds": int, "ratios": float, "models": str, "data": str}
+
 OPTIONS = tuple(
     option.name
     for option in dataclasses.fields(RunConfig)
-    if option.name not in {"method", "seed", "ratio", "model", "data", *OF_ONE_METHOD}
+    if option.name not in {"method", "seed", "ratio", "model", *_AXES, *OF_ONE_METHOD}
 )
 """Options of a run that a grid sets for all of its runs."""
-
-_AXES = {"methods": object, "seeds": int, "ratios": float, "models": str, "data": str}
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ class Cell:
         Raises:
             ConfigError: If nothing can be taken from it.
         """
-        if reference.ticket is None or reference.search.epoch is None:
+        if reference.ticket is None:
             raise ConfigError(
                 f"{self.follows} drew no ticket that {self.label} could follow: raise search_epochs or epsilon, or "
                 "draw by force"
             )
         name = FOLLOWED[self.config.method]
-        taken: dict[str, Any] = {name: reference.ticket.macs if name == "macs" else reference.search.epoch}
+        drawn = reference.search.epoch
+        if drawn is None:  # by force, when the search was over
+            drawn = reference.search.history[-1].epoch
+        taken: dict[str, Any] = {name: reference.ticket.macs if name == "macs" else drawn}
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **taken), follows=None)
 
 

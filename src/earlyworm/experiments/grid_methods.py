@@ -9,8 +9,8 @@ from types import NoneType, UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.config import Method, RunConfig
-from earlyworm.experiments.names import suggest
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.names import Method, suggest
 
 FORM = "NAME, NAME@REFERENCE or LABEL=NAME, and behind that :option=value,option=value where options differ"
 

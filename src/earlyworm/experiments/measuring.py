@@ -11,7 +11,7 @@ from torch import nn
 
 from earlyworm.costs import count_flops, latency
 from earlyworm.experiments.bench import Bench, Trained
-from earlyworm.experiments.config import SEARCHES
+from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import (
     AccuracyResult,
     CheckRecord,

@@ -15,6 +15,10 @@ from earlyworm.errors import ConfigError
 
 Task = Literal["images", "text"]
 
+SEARCHES = ("early-bird", "constant", "greedy", "worm")
+Method = Literal["early-bird", "constant", "greedy", "worm", "dense", "narrow", "random", "late", "imp", "rst"]
+UnitKind = Literal["channels", "heads", "neurons", "weights"]
+
 MODELS = ("vgg11_bn", "vgg16_bn", "resnet18", "resnet20")
 DATA_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "mnist")
 DATA_FORMATS = {"parquet": "DIR", "imagefolder": "DIR", "csv": "FILE"}

@@ -13,11 +13,11 @@ from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.bench import Bench, Observer, Silent, Trained
 from earlyworm.experiments.choosing import choose_ratio
-from earlyworm.experiments.config import SEARCHES, RunConfig
+from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.measuring import measure
-from earlyworm.experiments.names import suggest
+from earlyworm.experiments.names import SEARCHES, suggest
 from earlyworm.experiments.results import (
     RunResult,
 )
@@ -60,11 +60,9 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
 def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, observer: Observer) -> RunResult:
     """The run on an accelerator that was made for it."""
-    if directory.result.exists() and not config.overwrite:
-        result = directory.read_result()
-        if result.ticket is not None or not config.force_draw:
-            observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
-            return result
+    if (ended := directory.ended(config)) is not None:
+        observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
+        return ended
     with accelerator.main_process_first():
         data = load_data(config).to(accelerator.device)
     pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)

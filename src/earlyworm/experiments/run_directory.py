@@ -166,9 +166,8 @@ class RunDirectory:
         """The result of the run with these settings, if it has ended and is not to go on or start afresh.
 
         Raises:
-            RunError: If something else lies here, or the result is damaged.
+            RunError: If it is damaged.
         """
-        self.check_owner(config)
         if config.overwrite or not self.result.exists():
             return None
         result = self.read_result()

@@ -15,7 +15,7 @@ from earlyworm.compaction import round_ticket
 from earlyworm.emergence import Emergence
 from earlyworm.experiments.baselines import baseline_ticket, extrusion
 from earlyworm.experiments.bench import Bench, Found
-from earlyworm.experiments.config import SEARCHES
+from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import CheckRecord
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer
 from earlyworm.history import Check

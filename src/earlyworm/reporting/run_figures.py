@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from earlyworm.experiments.config import SEARCHES
+from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
 from earlyworm.reporting.palette import DENSE, INK, MUTED, PAPER, TICKET
 from earlyworm.reporting.run_words import draw_epoch, pruned_in_training, retrain_length

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from earlyworm.experiments.config import SEARCHES, RunConfig
+from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
 from earlyworm.masks import Mask
 from earlyworm.reporting.formats import percent, seconds, si

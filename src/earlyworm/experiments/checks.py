@@ -1,0 +1,98 @@
+"""Checks of settings: each says what is wrong, and what it must be instead."""
+
+from __future__ import annotations
+
+import math
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from earlyworm.errors import ConfigError
+from earlyworm.experiments.names import MODELS, SEARCHES, UnitKind, suggest, task_by_name
+
+if TYPE_CHECKING:
+    from earlyworm.experiments.config import RunConfig
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type that `hint` asks for: of whole numbers and fractions, equal ones must read alike."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in choices:
+            raise ConfigError(f"unknown {name.replace('_', ' ')} {value!r}: {suggest(str(value), choices)}")
+        return value
+    kinds = [get_origin(kind) or kind for kind in (choices if isinstance(hint, UnionType) else (hint,))]
+    if float in kinds and type(value) is int:
+        return float(value)
+    wanted = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+    require(type(value) in kinds, name, repr(value), f"of type {wanted}")
+    if type(value) is tuple:
+        kind = next((kind for kind in (int, float) if kind in choices), str)
+        value = tuple(float(item) if kind is float and type(item) is int else item for item in value)
+        require(all(type(item) is kind for item in value), name, repr(value), f"each of type {kind.__name__}")
+    return value
+
+
+def require(condition: bool, name: str, value: object, cure: str) -> None:
+    """Raise a `ConfigError` that names a setting, its value and what it must be, unless a condition holds."""
+    if not condition:
+        raise ConfigError(f"{name} is {value}, but must be {cure}")
+
+
+def check_method(config: RunConfig) -> None:
+    """Options of one method must not be given to another, which would ignore them."""
+    drawn, macs, rewind = config.draw_epoch, config.macs, config.rewind_epoch
+    require(
+        drawn is None or config.method in ("random", "late", "rst"),
+        "draw_epoch", drawn, f"None for {config.method}: only random, late and rst draw when they are told",
+    )  # fmt: skip
+    last = config.epochs if config.retrain_epochs is None else math.inf
+    require(drawn is None or 0 <= drawn < last, "draw_epoch", drawn, f"0 or more, and below epochs ({config.epochs})")
+    require(macs is None or config.method == "narrow", "macs", macs, f"None for {config.method}: only narrow has it")
+    each = config.epochs / (config.rounds + 1)
+    require(0 <= rewind < each, "rewind_epoch", rewind, f"0 or more, and below the epochs of a round ({each:g})")
+    require(rewind == 0 or config.method == "imp", "rewind_epoch", rewind, f"0 for {config.method}: only imp rewinds")
+    require(
+        config.method != "imp" or config.match == "epochs",
+        "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
+    )  # fmt: skip
+    ratios = config.ratios
+    fit = not ratios or (2 <= len(set(ratios)) == len(ratios) and all(0 <= ratio < 1 for ratio in ratios))
+    require(fit, "ratios", " ".join(map(str, ratios)), "two or more different numbers in [0, 1), or none")
+    require(
+        not ratios or (config.method in SEARCHES and config.head_ratio is None),
+        "ratios", " ".join(map(str, ratios)), "empty for a method without a search, and with head_ratio",
+    )  # fmt: skip
+    require(
+        config.match == "epochs" or config.retrain_epochs is None,
+        "retrain_epochs", config.retrain_epochs, "None where --match flops says how long to retrain",
+    )  # fmt: skip
+    distinct = len(set(config.classes)) == len(config.classes) != 1 and all(number >= 0 for number in config.classes)
+    require(distinct, "classes", " ".join(map(str, config.classes)), "two or more different numbers, 0 or more")
+
+
+def check_units(config: RunConfig) -> None:
+    """The kinds of units must be known, each once; a ratio for heads needs heads."""
+    kinds, ratio = get_args(UnitKind), config.head_ratio
+    for kind in config.units:
+        if kind not in kinds:
+            raise ConfigError(f"unknown units {kind!r}: {suggest(str(kind), kinds)}")
+    distinct = 0 < len(config.units) == len(set(config.units))
+    require(distinct, "units", " ".join(config.units) or "empty", f"one or more of {', '.join(kinds)}, each once")
+    require(ratio is None or "heads" in config.units, "head_ratio", ratio, "None where heads are not among the units")
+
+
+def check_task(config: RunConfig) -> None:
+    """Model, data and options must be for one kind of data."""
+    named = task_by_name(None, config.data)
+    if config.task == "images":
+        require(
+            named != "text", "data", config.data,
+            f"images for {config.model}: for text, give a --model of transformers (in Python: RunConfig.for_text)",
+        )  # fmt: skip
+        require(not config.text_columns, "text_columns", " ".join(config.text_columns), "empty for images")
+        return
+    require(named != "images", "data", config.data, "text, such as csv:FILE, parquet:DIR or glue/sst2")
+    require(config.model not in MODELS, "model", config.model, "a text model of transformers, since the data are text")
+    require(config.augment == "none", "augment", config.augment, "none for text")
+    require("channels" not in config.units, "units", " ".join(config.units), "heads, neurons or weights for text")
+    require(len(config.text_columns) <= 2, "text_columns", " ".join(config.text_columns), "one column, or two of pairs")
