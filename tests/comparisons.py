@@ -98,7 +98,7 @@ def outcome_of(result: RunResult, method: str | None = None) -> Outcome:
     return Outcome(
         method=method or config.method,
         seed=result.seed,
-        setting=Setting(config.model, config.data, config.ratio),
+        setting=Setting.of(config),
         state="done",
         error=None,
         directory=f"runs/{config.directory_name()}",
@@ -113,7 +113,7 @@ def undone(method: str, seed: int, error: str | None = None, **options) -> Outco
     return Outcome(
         method=method,
         seed=seed,
-        setting=Setting(config.model, config.data, config.ratio),
+        setting=Setting.of(config),
         state="waiting" if error is None else "failed",
         error=error,
         directory=f"runs/{config.directory_name()}",

@@ -94,8 +94,8 @@ def test_a_terminal_gets_one_live_display():
     # Two wait, two are going on and have just begun: of these, as many at a time, a minute each.
     assert last[0].startswith("3 done, 2 running, 2 waiting, 1 failed")
     assert last[0].endswith("left 0:02:00")
-    assert last[1] == "seed 2 early-bird search epoch 2.50 of 20 distance 0.123 loss 0.750"
-    assert last[2].startswith("seed 2 worm retrain epoch 3.00 of 12 loss 0.500")
+    assert last[1] == "early-bird seed 2 search epoch 2.50 of 20 distance 0.123 loss 0.750"
+    assert last[2].startswith("worm seed 2 retrain epoch 3.00 of 12 loss 0.500")
 
 
 def test_a_run_that_has_not_begun_says_so():
@@ -107,7 +107,7 @@ def test_a_run_that_has_not_begun_says_so():
     last = file.getvalue().rsplit("\x1b[2K", 1)[-1]
     assert "0 done, 1 running, 0 waiting, 0 failed" in last
     assert "left -" in last
-    assert "seed 7  worm  starts" in last
+    assert "worm  seed 7  starts" in last
 
 
 def test_a_dumb_terminal_gets_plain_lines():

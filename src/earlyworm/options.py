@@ -88,6 +88,10 @@ class _Axes:
     """Reference networks, or classifiers of transformers; for text google-bert/bert-base-uncased."""
     data: tuple[str, ...] = (RunConfig.data,)
     """Names of data sets, as --data of a run."""
+    limits: tuple[int, ...] = ()
+    """Training set sizes: the most examples to train on; none: as --limit says."""
+    pick: Literal["all", "speed"] = "all"
+    """speed: one search for all ratios, of which the one that learns fastest is trained to the end."""
     baseline: str | None = None
     """The method that the others are compared with; None: early-bird, or else the first one."""
     name: str | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from earlyworm.errors import RunError
+from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.results import RunResult
 
 SCHEMA = 1
@@ -18,14 +19,29 @@ State = Literal["done", "failed", "waiting"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all the runs that are compared with each other: they differ in method and seed alone."""
+    """What is the same for all the runs that are compared with each other: they differ in method and seed alone.
+
+    Attributes:
+        model: The model.
+        data: The data.
+        ratio: The pruning ratio; None: every run chooses among several.
+        limit: The most training examples; None: all.
+    """
 
     model: str
     data: str
-    ratio: float
+    ratio: float | None
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Self:
+        """The setting of a run."""
+        return cls(config.model, config.data, None if config.ratios else config.ratio, config.limit)
 
     def __str__(self) -> str:
-        return f"{self.model} on {self.data}, ratio {self.ratio:g}"
+        examples = "" if self.limit is None else f", {self.limit} examples"
+        ratio = "ratio chosen by speed" if self.ratio is None else f"ratio {self.ratio:g}"
+        return f"{self.model} on {self.data}{examples}, {ratio}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.comparison import Setting
@@ -28,7 +28,7 @@ METHODS = (
 )  # fmt: skip
 SEEDS = (0, 1, 2, 3, 4)
 
-_AXES = {"methods": object, "seeds": int, "ratios": float, "models": str, "data": str}
+_AXES = {"methods": object, "seeds": int, "ratios": float, "models": str, "data": str, "limits": int}
 
 OPTIONS = tuple(
     option.name
@@ -55,7 +55,7 @@ class Cell:
     @property
     def setting(self) -> Setting:
         """What it has in common with the runs that it is compared with."""
-        return Setting(self.config.model, self.config.data, self.config.ratio)
+        return Setting.of(self.config)
 
     def __str__(self) -> str:
         return f"{self.label}, seed {self.config.seed}, {self.setting}"
@@ -90,6 +90,8 @@ class Grid:
         ratios: The pruning ratios.
         models: The models; None: the default for each data set.
         data: The data sets.
+        limits: The most training examples; None: as the options say.
+        pick: Which ratios are trained to the end: all, or by training speed one that each run chooses among them.
         name: Begins the name of the comparison's directory; None: models and data do.
         options: Further options of all runs, by the names of `RunConfig`; the others have the defaults for their data.
 
@@ -108,6 +110,8 @@ class Grid:
     ratios: tuple[float, ...] = (0.5,)
     models: tuple[str, ...] | None = None
     data: tuple[str, ...] = ("digits",)
+    limits: tuple[int, ...] | None = None
+    pick: Literal["all", "speed"] = "all"
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -122,6 +126,12 @@ class Grid:
             value, count = Counter(values).most_common(1)[0]
             if count > 1:
                 raise ConfigError(f"{axis} has {value!r} twice: leave one of them out")
+        if self.limits is not None and "limit" in self.options:
+            raise ConfigError("limit and limits are given: leave one of them out")
+        if self.pick not in ("all", "speed"):
+            raise ConfigError(f"unknown pick {self.pick!r}: {suggest(str(self.pick), ('all', 'speed'))}")
+        if self.pick == "speed" and len(self.ratios) < 2:
+            raise ConfigError(f"ratios is {self.ratios[0]:g}, but to pick one there must be two or more")
         if self.baseline not in labels:
             raise ConfigError(f"the baseline {self.baseline!r} is not in the grid: {suggest(self.baseline, labels)}")
         followers = {method.label for method in self.methods if self._follows(method)}
@@ -141,13 +151,16 @@ class Grid:
             ConfigError: If anything in it is impossible.
         """
         values = {name.replace("-", "_"): value for name, value in given.items()}
-        names = [*_AXES, "baseline", "name", *OPTIONS]
+        names = [*_AXES, "baseline", "name", "pick", *OPTIONS]
         for name in values:
             if name not in names:
                 raise ConfigError(f"unknown option {name!r} of a grid: {suggest(name, names)}")
         axes = {name: _several(name, values.pop(name), kind) for name, kind in _AXES.items() if name in values}
         # Single weights that are held at zero save no FLOPs, so this method cannot take part there.
         usual = [method for method in METHODS if method != "imp" or values.get("match") != "flops"]
+        pick = values.pop("pick", "all")
+        if pick == "speed":  # only a search finds tickets of several ratios at once
+            usual = [method for method in METHODS if method.partition(":")[0] in SEARCHES]
         methods = tuple(map(GridMethod.of, axes.pop("methods", usual)))
         labels = [method.label for method in methods]
         baseline = values.pop("baseline", "early-bird" if "early-bird" in labels or not labels else labels[0])
@@ -156,13 +169,14 @@ class Grid:
             if not isinstance(word, str | None):
                 raise ConfigError(f"{title} is {word!r}, but must be a word")
         options = {option: tuple(value) if isinstance(value, list) else value for option, value in values.items()}
-        return cls(methods=methods, baseline=baseline, name=name, options=options, **axes)
+        return cls(methods=methods, baseline=baseline, pick=pick, name=name, options=options, **axes)
 
     def given(self) -> dict[str, Any]:
         """Inverse of `of`."""
         values: dict[str, Any] = {"methods": [str(method) for method in self.methods], "baseline": self.baseline}
         values |= {axis: list(getattr(self, axis)) for axis in ("seeds", "ratios", "data")}
-        values |= {} if self.models is None else {"models": list(self.models)}
+        values |= {axis: list(some) for axis in ("models", "limits") if (some := getattr(self, axis)) is not None}
+        values |= {} if self.pick == "all" else {"pick": self.pick}
         return values | ({} if self.name is None else {"name": self.name}) | dict(self.options)
 
     def command(self) -> str:
@@ -201,10 +215,11 @@ class Grid:
             DataError: If it takes a look at the data to tell the defaults, and they cannot be opened.
         """
         cells = tuple(
-            Cell(method.label, self._config(method, model, data, ratio, seed), self._follows(method))
+            Cell(method.label, self._config(method, model, data, limit, ratio, seed), self._follows(method))
             for data in self.data
             for model in self.models or (None,)
-            for ratio in self.ratios
+            for limit in self.limits or (None,)
+            for ratio in (self.ratios if self.pick == "all" else (None,))
             for seed in self.seeds
             for method in self.methods
         )
@@ -215,10 +230,13 @@ class Grid:
                 raise ConfigError(f"{first.label!r} and {cell.label!r} are the same runs: leave one of them out")
         return cells
 
-    def _config(self, method: GridMethod, model: str | None, data: str, ratio: float, seed: int) -> RunConfig:
+    def _config(
+        self, method: GridMethod, model: str | None, data: str, limit: int | None, ratio: float | None, seed: int
+    ) -> RunConfig:
         changes: dict[str, Any] = {**self.options, **dict(method.options)}
         changes |= {"task": self._task(model, data), "method": method.method, "data": data}
-        changes |= {"ratio": ratio, "seed": seed} | ({} if model is None else {"model": model})
+        changes |= {"seed": seed} | ({"ratios": self.ratios} if ratio is None else {"ratio": ratio})
+        changes |= {name: value for name, value in (("model", model), ("limit", limit)) if value is not None}
         try:
             return RunConfig.for_text(**changes) if changes["task"] == "text" else RunConfig(**changes)
         except ConfigError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,9 +129,12 @@ class GridDisplay:
 
     def _which(self, number: int) -> dict[str, object]:
         cell = self._cells[number]
-        several = len({other.setting for other in self._cells}) > 1
-        where = {"model": cell.setting.model, "data": cell.setting.data, "ratio": cell.setting.ratio}
-        return {"method": cell.label, "seed": cell.config.seed} | (where if several else {})
+        where = {name: value for name, value in asdict(cell.setting).items() if value is not None}
+        return {"method": cell.label, "seed": cell.config.seed} | (where if self._several() else {})
+
+    def _several(self) -> bool:
+        """Whether the grid has more than one setting."""
+        return len({cell.setting for cell in self._cells}) > 1
 
     def _left(self) -> str:
         """The time until all runs are done, as long as the ones before have taken; "-": none has ended yet."""
@@ -171,12 +174,14 @@ class GridDisplay:
         )
         rows = Table.grid(padding=(0, 2))
         for number, run in sorted(self._running.items()):
+            cell = self._cells[number]
             rows.add_row(
-                Text(" ".join(f"{name} {value}" for name, value in self._which(number).items() if name != "method")),
-                Text(self._cells[number].label, style="bold"),
+                Text(cell.label, style="bold", no_wrap=True),
+                f"seed {cell.config.seed}",
                 run.stage,
                 f"epoch {run.epoch:.2f} of {run.epochs:.4g}" if run.epochs else "",
                 f"distance {run.distance:.3f}" if run.distance is not None else "",
                 f"loss {run.loss:.3f}" if run.loss is not None else "",
+                Text(str(cell.setting) if self._several() else "", no_wrap=True, overflow="ellipsis"),
             )
         return Group(head, rows)

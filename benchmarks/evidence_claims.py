@@ -1,0 +1,152 @@
+"""What the numbers of a comparison say about claims: a rule, the claims, and what they come to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.experiments.quantities import QUANTITIES, Quantity
+from earlyworm.experiments.statistics import Paired, Summary, summarise
+
+EARLY_BIRD, WORM, DENSE = "early-bird", "worm", "dense"
+
+FEWEST_PAIRS = 5  # that four differences have one sign comes about by chance once in eight
+
+Verdict = Literal["holds", "not shown", "contradicted", "too few seeds", "no data"]
+Standing = Literal["better", "as good", "worse", "too few seeds", "no data"]
+
+STANDINGS: dict[Verdict, Standing] = {
+    "holds": "better", "not shown": "as good", "contradicted": "worse",
+    "too few seeds": "too few seeds", "no data": "no data",
+}  # fmt: skip
+"""What the verdict on "its final accuracy is higher" says about a method."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that WORM's authors claim against Early Bird: that a quantity is on its better side."""
+
+    words: str
+    quantity: str
+
+
+CLAIMS = (
+    Claim("sooner (epochs)", "emergence_epoch"),
+    Claim("sooner (FLOPs)", "emergence_flops"),
+    Claim("smaller drop at pruning", "accuracy_drop"),
+    Claim("faster recovery (1 epoch)", "accuracy_recovery_1"),
+    Claim("faster recovery (3 epochs)", "accuracy_recovery_3"),
+    Claim("fewer FLOPs in all", "relative_flops"),
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim in a setting: both methods' numbers, and what they come to."""
+
+    claim: Claim
+    early_bird: Summary
+    worm: Summary
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method against another one in final accuracy, and its share of dense training's FLOPs; None: unknown."""
+
+    method: str
+    final: Summary
+    standing: Standing
+    flops: float | None
+
+
+def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
+    """Whether a method is on the better side of another one.
+
+    It holds if the 95% interval of the difference, paired by seed, lies on the better side of 0, is contradicted if it
+    lies on the other, and is not shown if it contains 0. Where a search did not emerge there is no difference to
+    average: then it holds only if it holds for every seed, as an interval would have it too.
+    """
+    if paired is None or not paired.pairs:
+        return "no data"
+    if paired.pairs < FEWEST_PAIRS:
+        return "too few seeds"
+    if paired.difference_interval is None:
+        better, worse = paired.won == paired.pairs, paired.lost == paired.pairs
+    else:
+        low, high = paired.difference_interval
+        better, worse = (high < 0, low > 0) if lower_is_better else (low > 0, high < 0)
+    return "holds" if better else "contradicted" if worse else "not shown"
+
+
+def judged_claims(comparison: Comparison, setting: Setting) -> list[Judged]:
+    """WORM's claims in a setting; none if one of the two methods is not compared.
+
+    Where all methods spend the same FLOPs, nothing is said about who spends fewer.
+    """
+    claims = [claim for claim in CLAIMS if comparison.match == "epochs" or claim.quantity != "relative_flops"]
+    of = _summaries(comparison, setting, EARLY_BIRD, (WORM,), [claim.quantity for claim in claims])
+    judged = []
+    for claim in claims:
+        ours, theirs = of.get((WORM, claim.quantity)), of.get((EARLY_BIRD, claim.quantity))
+        if ours is not None and theirs is not None:
+            verdict = judge(ours.paired, lower_is_better=_quantity(claim.quantity).better == "lower")
+            judged.append(Judged(claim, theirs, ours, verdict))
+    return judged
+
+
+def rivals(comparison: Comparison, setting: Setting, against: str = EARLY_BIRD) -> list[Rival]:
+    """All methods in a setting in final accuracy against one of them, which is first; none if it is not compared."""
+    of = _summaries(comparison, setting, against, comparison.methods, ["accuracy_final", "relative_flops"])
+    if (against, "accuracy_final") not in of:
+        return []
+    methods = dict.fromkeys([against, *(method for method, _ in of)])
+    found = []
+    for method in methods:
+        final = of[method, "accuracy_final"]
+        standing = STANDINGS[judge(final.paired, lower_is_better=False)]
+        found.append(Rival(method, final, standing, of[method, "relative_flops"].mean))
+    return found
+
+
+def collapsed(comparison: Comparison, setting: Setting, method: str) -> dict[int, tuple[str, int, int]]:
+    """Which runs were left with a layer of a twentieth of its units or less: by seed, the worst such layer.
+
+    Returns:
+        Its name, how many units are left, and how many there were.
+    """
+    found = {}
+    for seed, result in comparison.results(setting, method).items():
+        layers = [(kept / units, name, kept, units) for name, (kept, units) in result.layers.items()]
+        if layers and min(layers)[0] <= 1 / 20:
+            found[seed] = min(layers)[1:]
+    return found
+
+
+def training_sizes(comparison: Comparison) -> dict[Setting, int]:
+    """How many examples are trained on in each setting that has any result."""
+    return {
+        outcome.setting: outcome.result.data.train for outcome in comparison.outcomes if outcome.result is not None
+    }
+
+
+def grows(comparison: Comparison) -> bool:
+    """Whether the comparison is one over growing training sets."""
+    return len(set(training_sizes(comparison).values())) > 1 and len({s.data for s in comparison.settings}) == 1
+
+
+def _summaries(
+    comparison: Comparison, setting: Setting, baseline: str, methods: Sequence[str], names: Sequence[str]
+) -> dict[tuple[str, str], Summary]:
+    """Some quantities of some methods in one setting, against a baseline among them."""
+    outcomes = tuple(
+        outcome
+        for outcome in comparison.outcomes
+        if outcome.setting == setting and outcome.method in (baseline, *methods)
+    )
+    part = replace(comparison, baseline=baseline, outcomes=outcomes)
+    return {(s.method, s.quantity): s for s in summarise(part, [_quantity(name) for name in names])}
+
+
+def _quantity(name: str) -> Quantity:
+    return next(quantity for quantity in QUANTITIES if quantity.name == name)

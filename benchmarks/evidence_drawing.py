@@ -1,0 +1,183 @@
+"""What all figures share: how methods look, labels that do not cover each other, and SVG that is always the same."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from earlyworm.reporting.palette import DENSE, INK, MUTED, PAPER, RULE, TICKET
+
+# The background is part of the picture, so that it can be read on a dark page too.
+_STYLE = {
+    "figure.facecolor": PAPER, "savefig.facecolor": PAPER, "axes.facecolor": PAPER, "figure.dpi": 72,
+    "font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED,
+    "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.8, "axes.titlelocation": "left", "axes.titlesize": 12,
+    "axes.titlepad": 12, "lines.linewidth": 1.4, "lines.markersize": 7,
+    "svg.fonttype": "none", "svg.hashsalt": "earlyworm",
+}  # fmt: skip
+_LABEL = 10  # the size of labels
+_WIDTH, _LINE = 0.58 * _LABEL, 1.25 * _LABEL  # of a letter, about, and of a line
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+class Look(NamedTuple):
+    """How a method is drawn: shape and dash tell methods apart without colour."""
+
+    colour: str
+    marker: str
+    dash: str | tuple[float, tuple[float, ...]] = "-"
+    filled: bool = True
+
+
+_LOOKS = {
+    "early-bird": Look(DENSE, "s", "--"),
+    "worm": Look(TICKET, "o"),
+    "worm:static=window": Look(TICKET, "o", (0, (6, 2)), filled=False),
+    "constant": Look(TICKET, "^", ":"),
+    "greedy": Look(TICKET, "v", "-."),
+    "dense": Look(INK, "*"),
+    "narrow": Look(INK, "D", (0, (3, 1, 1, 1, 1, 1))),
+    "random": Look(MUTED, "X", ":"),
+    "random@early-bird": Look(MUTED, "P", "-."),
+    "late": Look(DENSE, "<", (0, (1, 2))),
+    "imp": Look(DENSE, "p", (0, (5, 1))),
+    "rst": Look(MUTED, "h", (0, (4, 1, 1, 1))),
+}
+_OTHERS = (">", "d", "H", "8", "<", "p", "h")
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """How each method is drawn; unknown ones in their order."""
+    unknown = [method for method in methods if method not in _LOOKS]
+    others = {method: Look(MUTED, _OTHERS[i % len(_OTHERS)], ":", filled=False) for i, method in enumerate(unknown)}
+    return {method: _LOOKS.get(method) or others[method] for method in methods}
+
+
+def point_style(look: Look) -> dict[str, object]:
+    """The arguments with which a method's points are drawn."""
+    face = look.colour if look.filled else PAPER
+    return {"marker": look.marker, "color": look.colour, "markerfacecolor": face, "markeredgecolor": look.colour}
+
+
+def new_figure(title: str, note: str, height: float = 330.0) -> tuple[Figure, Axes]:
+    """An empty figure with a title and a line below it; widths and heights are in points."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(540 / 72, height / 72))
+        axes = figure.add_axes((62 / 540, 44 / height, (540 - 62 - 14) / 540, (height - 44 - 54) / height))
+    figure.text(12 / 540, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK)
+    figure.text(12 / 540, 1 - 36 / height, note, fontsize=_LABEL, color=MUTED)
+    return figure, axes
+
+
+def svg(figure: Figure) -> str:
+    """The picture as text, the same at every call: no date, no random names, coordinates to a hundredth of a point."""
+    file = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", file.getvalue())
+    return re.sub(r"[ \t]+\n", "\n", text)
+
+
+def percents(axes: Axes, which: str) -> None:
+    """Write the numbers of one axis, x or y, which are fractions, as percentages."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], bars: Iterable[Box] = ()) -> None:
+    """Write a name beside each point where it covers nothing, with a line to the point where it is further away.
+
+    Args:
+        axes: Where limits are final.
+        points: Place, text and colour of each.
+        bars: What should not be covered either, in the units of the axes.
+    """
+    inside = _box(axes, axes.viewLim.extents)
+    places = [tuple(axes.transData.transform(point[:2])) for point in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places] + [_box(axes, bar) for bar in bars]
+    for (x, y), (_, _, text, colour) in sorted(zip(places, points, strict=True), key=lambda pair: -pair[0][1]):
+        size = (_WIDTH * len(text), _LINE)
+        boxes = [_beside(x, y, size, distance, turn) for distance in (9, 16, 26, 38, 52, 68) for turn in range(12)]
+        best = min(boxes, key=lambda box: _cost(box, taken, inside, (x, y)))
+        taken.append(best)
+        middle = ((best[0] + best[2]) / 2, (best[1] + best[3]) / 2)
+        axes.annotate(text, middle, xycoords="figure pixels", ha="center", va="center", fontsize=_LABEL, color=colour)
+        end = (min(max(x, best[0]), best[2]), min(max(y, best[1]), best[3]))
+        if math.dist(end, (x, y)) > 12:
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5}
+            axes.annotate("", (x, y), end, "figure pixels", "figure pixels", arrowprops=line)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write names in a column at the right, each as near to the height of its line's end as the others allow.
+
+    Args:
+        axes: Where limits are final; the space for the names is at its right.
+        ends: Place, text and colour of each.
+    """
+    left = axes.transData.transform((axes.viewLim.x1, 0))[0] + 14
+    places = [tuple(axes.transData.transform(end[:2])) for end in ends]
+    bottom, top = axes.transData.transform(axes.viewLim.get_points())[:, 1]
+    heights = spread_apart([y for _, y in places], _LINE, bottom, top)
+    for (x, y), height, (_, _, text, colour) in zip(places, heights, ends, strict=True):
+        line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5}
+        axes.annotate("", (x, y), (left - 2, height), "figure pixels", "figure pixels", arrowprops=line)
+        axes.annotate(text, (left, height), xycoords="figure pixels", va="center", fontsize=_LABEL, color=colour)
+
+
+def spread_apart(wanted: Sequence[float], gap: float, lowest: float, highest: float) -> list[float]:
+    """Positions as near to the wanted ones as a gap between any two allows, within limits as far as there is room.
+
+    Example:
+        >>> spread_apart([5.0, 5.0, 90.0], 10.0, 0.0, 100.0)
+        [0.0, 10.0, 90.0]
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, list[int]]] = []  # the lowest position of a row of neighbours, and who they are
+    for i in order:
+        start, row = min(max(wanted[i], lowest), highest), [i]
+        while blocks and blocks[-1][0] + gap * len(blocks[-1][1]) > start:
+            _, before = blocks.pop()
+            row = before + row
+            mean = sum(wanted[j] - gap * k for k, j in enumerate(row)) / len(row)
+            start = max(lowest, min(mean, highest - gap * (len(row) - 1)))
+        blocks.append((start, row))
+    positions = {i: start + gap * k for start, row in blocks for k, i in enumerate(row)}
+    return [positions[i] for i in range(len(wanted))]
+
+
+def _box(axes: Axes, extents: Iterable[float]) -> Box:
+    """A box of the axes' units, in points of the figure."""
+    left, bottom, right, top = extents
+    (x0, y0), (x1, y1) = axes.transData.transform([(left, bottom), (right, top)])
+    return (x0, y0, x1, y1)
+
+
+def _beside(x: float, y: float, size: tuple[float, float], distance: float, turn: int) -> Box:
+    """A box of a size beside a point: to the right first, then around it."""
+    angle = (0, 6, 3, 9, 1, 11, 5, 7, 2, 10, 4, 8)[turn] * math.pi / 6
+    across, up = math.cos(angle), math.sin(angle)
+    middle_x, middle_y = x + across * (distance + size[0] / 2), y + up * (distance + size[1] / 2)
+    return (middle_x - size[0] / 2, middle_y - size[1] / 2, middle_x + size[0] / 2, middle_y + size[1] / 2)
+
+
+def _cost(box: Box, taken: Iterable[Box], inside: Box, point: tuple[float, float]) -> tuple[float, float]:
+    """How much of a box covers others or lies outside, then how far it is from its point."""
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    covered = sum(_common(box, other) for other in taken) + area - _common(box, inside)
+    nearest = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
+    return (round(covered, 3), round(math.dist(nearest, point), 3))
+
+
+def _common(one: Box, other: Box) -> float:
+    """The area that two boxes share."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0.0) * max(height, 0.0)

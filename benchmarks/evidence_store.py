@@ -1,0 +1,101 @@
+"""Comparisons that are stored in the repository: made small, and read again with what their grid says about them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from earlyworm.errors import ConfigError
+from earlyworm.experiments.comparison import Comparison
+
+HERE = Path(__file__).parent
+GRIDS = HERE / "comparisons"
+RESULTS = HERE / "results"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored comparison.
+
+    Attributes:
+        name: The name of its file and of its grid.
+        about: What it compares, in a sentence or two; empty if it has no grid.
+        comparison: The comparison, with as many results as there were.
+    """
+
+    name: str
+    about: str
+    comparison: Comparison
+
+
+def grid_file(name: str, folder: Path = GRIDS) -> Path:
+    """The file of a kept grid.
+
+    Raises:
+        ConfigError: If there is none of this name.
+    """
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        raise ConfigError(f"no comparison {name!r}: choose from {', '.join(grid_names(folder)) or 'none'}")
+    return path
+
+
+def grid_names(folder: Path = GRIDS) -> list[str]:
+    """The names of all kept grids."""
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def about(grid: str) -> str:
+    """What a grid compares: the first paragraph of the comment at the head of its file, given as text."""
+    lines = []
+    for line in grid.splitlines():
+        if not line.startswith("# "):
+            break
+        lines.append(line[2:].strip())
+    return " ".join(lines)
+
+
+def small(comparison: Comparison) -> str:
+    """The text of a `comparison.json`, made small, with a line per outcome.
+
+    Fractions have six significant digits. The distances between all pairs of masks are left out: there are as many of
+    them as checks squared, and the history has those that matter.
+    """
+    values = json.loads(comparison.to_json())
+    outcomes = values.pop("outcomes")
+    for outcome in outcomes:
+        if outcome["result"] is not None:
+            del outcome["result"]["search"]["distances"]
+    head = json.dumps(values, indent=0).removesuffix("\n}")
+    lines = (json.dumps(rounded(outcome), separators=(",", ":")) for outcome in outcomes)
+    return f'{head},\n"outcomes": [\n' + ",\n".join(lines) + "\n]\n}\n"
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value in which all fractions have six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def store(name: str, comparison: Comparison, folder: Path = RESULTS) -> Path:
+    """Store a comparison under a name; where it lies."""
+    path = folder / f"{name}.json"
+    path.write_text(small(comparison), encoding="utf-8")
+    return path
+
+
+def load(results: Path = RESULTS, grids: Path = GRIDS) -> list[Stored]:
+    """All stored comparisons, by name.
+
+    Raises:
+        RunError: If one is damaged.
+    """
+    found = []
+    for path in sorted(results.glob("*.json")):
+        grid = grids / f"{path.stem}.toml"
+        words = about(grid.read_text(encoding="utf-8")) if grid.is_file() else ""
+        found.append(Stored(path.stem, words, Comparison.load(path)))
+    return found
