@@ -17,7 +17,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import make_accelerator, run
 from earlyworm.experiments.run_directory import RunDirectory, build_network
-from earlyworm.experiments.training import Pace, evaluate, make_optimizer, train_steps
+from earlyworm.experiments.training import Pace, Progress, evaluate, make_optimizer, train_steps
 
 
 def train_dense(config: RunConfig) -> float:
@@ -27,10 +27,11 @@ def train_dense(config: RunConfig) -> float:
     pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
     dense, _ = build_network(config, classes=data.classes, shape=data.shape)
     model, optimizer = accelerator.prepare(dense, make_optimizer(dense, config))
+    whole = Progress(config.epochs * pace.steps_per_epoch)
     for epoch in range(config.epochs):
         train_steps(
             model, optimizer, data, config, pace, accelerator, stage="search",
-            first=epoch * pace.steps_per_epoch, steps=pace.steps_per_epoch, horizon=config.epochs,
+            first=epoch * pace.steps_per_epoch, steps=pace.steps_per_epoch, progress=whole,
         )  # fmt: skip
     return evaluate(model, data, config, accelerator)
 

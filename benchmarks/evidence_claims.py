@@ -1,12 +1,15 @@
 """What the numbers of a comparison say about claims: a rule, the claims, and what they come to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from earlyworm.experiments.comparison import Comparison, Setting
 from earlyworm.experiments.quantities import QUANTITIES, Quantity
-from earlyworm.experiments.statistics import Paired, Summary, summarise
+from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.statistics import Paired, Summary, bootstrap_interval, summarise
 
 EARLY_BIRD, WORM, DENSE = "early-bird", "worm", "dense"
 
@@ -60,6 +63,29 @@ class Rival:
     flops: float | None
 
 
+class Mean(NamedTuple):
+    """A mean over seeds with its 95% bootstrap interval, which is the mean itself with one seed."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_of(values: Iterable[float]) -> Mean | None:
+    """The mean of some numbers; None if there are none."""
+    numbers = np.array([*values], dtype=float)
+    if not len(numbers):
+        return None
+    interval = bootstrap_interval(numbers, 0 * numbers, lambda ours, zeros, axis=-1: np.mean(ours - zeros, axis=axis))
+    value = float(np.mean(numbers))
+    return Mean(value, *(interval or (value, value)))
+
+
+def quantity(name: str) -> Quantity:
+    """The quantity of a name."""
+    return next(one for one in QUANTITIES if one.name == name)
+
+
 def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
     """Whether a method is on the better side of another one.
 
@@ -90,7 +116,7 @@ def judged_claims(comparison: Comparison, setting: Setting) -> list[Judged]:
     for claim in claims:
         ours, theirs = of.get((WORM, claim.quantity)), of.get((EARLY_BIRD, claim.quantity))
         if ours is not None and theirs is not None:
-            verdict = judge(ours.paired, lower_is_better=_quantity(claim.quantity).better == "lower")
+            verdict = judge(ours.paired, lower_is_better=quantity(claim.quantity).better == "lower")
             judged.append(Judged(claim, theirs, ours, verdict))
     return judged
 
@@ -109,6 +135,11 @@ def rivals(comparison: Comparison, setting: Setting, against: str = EARLY_BIRD) 
     return found
 
 
+def has_truncated(result: RunResult) -> bool:
+    """Whether gradients were truncated before the search ended; without that, WORM is Early Bird."""
+    return any(check.chi < 1 for check in result.search.history[:-1])
+
+
 def collapsed(comparison: Comparison, setting: Setting, method: str) -> dict[int, tuple[str, int, int]]:
     """Which runs were left with a layer of a twentieth of its units or less: by seed, the worst such layer.
 
@@ -123,18 +154,6 @@ def collapsed(comparison: Comparison, setting: Setting, method: str) -> dict[int
     return found
 
 
-def training_sizes(comparison: Comparison) -> dict[Setting, int]:
-    """How many examples are trained on in each setting that has any result."""
-    return {
-        outcome.setting: outcome.result.data.train for outcome in comparison.outcomes if outcome.result is not None
-    }
-
-
-def grows(comparison: Comparison) -> bool:
-    """Whether the comparison is one over growing training sets."""
-    return len(set(training_sizes(comparison).values())) > 1 and len({s.data for s in comparison.settings}) == 1
-
-
 def _summaries(
     comparison: Comparison, setting: Setting, baseline: str, methods: Sequence[str], names: Sequence[str]
 ) -> dict[tuple[str, str], Summary]:
@@ -145,8 +164,4 @@ def _summaries(
         if outcome.setting == setting and outcome.method in (baseline, *methods)
     )
     part = replace(comparison, baseline=baseline, outcomes=outcomes)
-    return {(s.method, s.quantity): s for s in summarise(part, [_quantity(name) for name in names])}
-
-
-def _quantity(name: str) -> Quantity:
-    return next(quantity for quantity in QUANTITIES if quantity.name == name)
+    return {(s.method, s.quantity): s for s in summarise(part, [quantity(name) for name in names])}

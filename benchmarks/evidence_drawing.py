@@ -18,11 +18,12 @@ _STYLE = {
     "font.size": 11, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "xtick.color": MUTED,
     "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.8, "axes.titlelocation": "left", "axes.titlesize": 12,
-    "axes.titlepad": 12, "lines.linewidth": 1.4, "lines.markersize": 7,
-    "svg.fonttype": "none", "svg.hashsalt": "earlyworm",
+    "axes.titlepad": 12, "lines.linewidth": 1.4,
+    "font.sans-serif": ["DejaVu Sans", "Verdana"], "svg.fonttype": "none", "svg.hashsalt": "earlyworm",
 }  # fmt: skip
 _LABEL = 10  # the size of labels
-_WIDTH, _LINE = 0.58 * _LABEL, 1.25 * _LABEL  # of a letter, about, and of a line
+_LETTER, _LINE = 0.58 * _LABEL, 1.25 * _LABEL  # the width of a letter, about, and the height of a line
+WIDTH = 540.0  # of all figures, in points
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -63,17 +64,39 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
 def point_style(look: Look) -> dict[str, object]:
     """The arguments with which a method's points are drawn."""
     face = look.colour if look.filled else PAPER
-    return {"marker": look.marker, "color": look.colour, "markerfacecolor": face, "markeredgecolor": look.colour}
+    size = 11 if look.marker == "*" else 7  # of a star, much of its size is between its points
+    return {
+        "marker": look.marker, "markersize": size, "color": look.colour, "markerfacecolor": face,
+        "markeredgecolor": look.colour,
+    }  # fmt: skip
 
 
-def new_figure(title: str, note: str, height: float = 330.0) -> tuple[Figure, Axes]:
-    """An empty figure with a title and a line below it; widths and heights are in points."""
+def new_figure(title: str, note: str, height: float) -> Figure:
+    """A figure with a title and a line below it; all lengths are in points."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(540 / 72, height / 72))
-        axes = figure.add_axes((62 / 540, 44 / height, (540 - 62 - 14) / 540, (height - 44 - 54) / height))
-    figure.text(12 / 540, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK)
-    figure.text(12 / 540, 1 - 36 / height, note, fontsize=_LABEL, color=MUTED)
-    return figure, axes
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+    figure.text(12 / WIDTH, 1 - 20 / height, title, fontsize=13, fontweight="bold", color=INK)
+    figure.text(12 / WIDTH, 1 - 36 / height, note, fontsize=_LABEL, color=MUTED)
+    return figure
+
+
+def new_axes(figure: Figure, left: float = 62, right: float = WIDTH - 14, below: float = 44, above: float = 54) -> Axes:
+    """Axes from `left` to `right` with space below and above them, in points."""
+    height = 72 * figure.get_figheight()
+    with matplotlib.rc_context(_STYLE):
+        return figure.add_axes((left / WIDTH, below / height, (right - left) / WIDTH, 1 - (below + above) / height))
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of axes whose first row is the highest."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), list(names), color=INK)
+    axes.tick_params(axis="y", left=False)
+
+
+def space_for(names: Sequence[str]) -> float:
+    """The space that the longest of the names of rows takes at the left, in points."""
+    return 24 + 1.1 * _LETTER * max(map(len, names))
 
 
 def svg(figure: Figure) -> str:
@@ -82,13 +105,13 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", file.getvalue())
-    return re.sub(r"[ \t]+\n", "\n", text)
+    return re.sub(r"\s*\n\s*", "\n", text)
 
 
-def percents(axes: Axes, which: str) -> None:
+def percents(axes: Axes, which: str, sign: str = "%") -> None:
     """Write the numbers of one axis, x or y, which are fractions, as percentages."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}{sign}")
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], bars: Iterable[Box] = ()) -> None:
@@ -101,9 +124,9 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], ba
     """
     inside = _box(axes, axes.viewLim.extents)
     places = [tuple(axes.transData.transform(point[:2])) for point in points]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places] + [_box(axes, bar) for bar in bars]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places] + [_wider(_box(axes, bar)) for bar in bars]
     for (x, y), (_, _, text, colour) in sorted(zip(places, points, strict=True), key=lambda pair: -pair[0][1]):
-        size = (_WIDTH * len(text), _LINE)
+        size = (_LETTER * len(text), _LINE)
         boxes = [_beside(x, y, size, distance, turn) for distance in (9, 16, 26, 38, 52, 68) for turn in range(12)]
         best = min(boxes, key=lambda box: _cost(box, taken, inside, (x, y)))
         taken.append(best)
@@ -158,6 +181,12 @@ def _box(axes: Axes, extents: Iterable[float]) -> Box:
     left, bottom, right, top = extents
     (x0, y0), (x1, y1) = axes.transData.transform([(left, bottom), (right, top)])
     return (x0, y0, x1, y1)
+
+
+def _wider(box: Box) -> Box:
+    """A box with a margin, without which that of a line would cover nothing."""
+    left, bottom, right, top = box
+    return (left - 2, bottom - 2, right + 2, top + 2)
 
 
 def _beside(x: float, y: float, size: tuple[float, float], distance: float, turn: int) -> Box:

@@ -30,7 +30,7 @@ from earlyworm.experiments.image_data import ImageData
 from earlyworm.experiments.models import build_model
 from earlyworm.experiments.run import make_accelerator
 from earlyworm.experiments.run_directory import RunDirectory
-from earlyworm.experiments.training import Pace, make_optimizer, train_steps
+from earlyworm.experiments.training import Pace, Progress, make_optimizer, train_steps
 
 CASES = [
     ("resnet18", 0.25, 8, 1, "fp32", 32),
@@ -111,7 +111,7 @@ def measure(model_name: str, width: float, size: int, channels: int, precision: 
 
     def with_earlyworm() -> None:
         train_steps(prepared, ours_optimizer, data, config, pace, accelerator, stage="search", first=0,
-                    steps=STEPS, horizon=1)  # fmt: skip
+                    steps=STEPS, progress=Progress(STEPS))  # fmt: skip
 
     def by_hand(batches: Callable[[], Iterator[tuple[Tensor, Tensor]]], precision: str) -> Callable[[], None]:
         model = network(precision).train()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.worker import Reporter, run_cell
 from earlyworm.experiments.workers import Event, Workers, threads_of_a_job
 from runs import SMALL, elsewhere, outcome
+from runs import copied as copied_run
 
 PATIENCE = 120  # seconds, before something that hangs is an error
 TINY = {**{name: value for name, value in SMALL.items() if name != "model"}, "models": "vgg11_bn", "seeds": [0, 1]}
@@ -308,6 +310,27 @@ def test_killed_in_the_middle(compared, copied, tmp_path):
         assert outcome(cell.result.config) == outcome(first.result.config)
 
 
+def test_a_run_that_another_process_is_giving_up(whole, tmp_path):
+    directory = RunDirectory.of(copied_run(whole, tmp_path))
+    claimed, given_up = threading.Event(), threading.Event()
+
+    def work():
+        with directory.claimed():
+            claimed.set()
+            given_up.wait(PATIENCE)
+
+    other = threading.Thread(target=work)
+    other.start()
+    assert claimed.wait(PATIENCE)
+    with pytest.raises(RunError, match="another process is at work"), directory.claimed():
+        pass
+    directory.wait(0.1)  # longer it need not wait
+    threading.Timer(0.3, given_up.set).start()
+    directory.wait(PATIENCE)
+    with directory.claimed():
+        other.join()
+
+
 STUB = """
 import sys, types
 
@@ -417,7 +440,8 @@ def test_failed_cells_are_told(command, copied, nothing_runs):
     status, output, errors = command(*shlex.split(grid.command())[1:])
     assert status == 1
     assert output.splitlines()[-1] == f"comparison: {grid.directory}"
-    assert errors.splitlines()[-1].startswith("earlyworm: failed: worm, seed 0, vgg11_bn on digits, ratio 0.5: ")
+    last = errors.splitlines()[-1]
+    assert last.startswith("earlyworm: failed: worm, seed 0, vgg11_bn on digits, 200 examples, ratio 0.5: ")
     assert (grid.directory / "comparison.md").exists()
 
 
@@ -469,3 +493,13 @@ def test_each_worker_has_its_share_and_its_gpu(tmp_path, monkeypatch):
     assert [process.how["env"]["CUDA_VISIBLE_DEVICES"] for process in started] == ["0", "GPU-5", "0", "GPU-5"]
     assert {process.how["env"]["OMP_NUM_THREADS"] for process in started} == {"2"}
     assert {process.command[-1] for process in started} == {"2"}
+
+
+def test_ratios_are_picked_by_speed(tmp_path):
+    grid = grid_of(
+        tmp_path, "early-bird", pick="speed", ratios=[0.25, 0.5], seeds=[0], epsilon=0.3, epochs=5, probe_epochs=1
+    )
+    (cell,) = compare(grid, jobs=1).outcomes
+    assert cell.setting.ratio is None
+    assert [candidate.ratio for candidate in cell.result.candidates] == [0.25, 0.5]
+    assert saved(grid).outcomes[0] == cell

@@ -60,7 +60,7 @@ def changed(**values):
         lambda text: text.replace('"setting"', '"set"', 1),
         lambda text: text.replace('"baseline"', '"base"'),
         lambda text: text.replace('"parameters"', '"params"', 1),
-        lambda text: text.replace('"ratio": 0.5}', '"ratio": 0.5, "extra": 1}', 1),
+        lambda text: text.replace('"limit": null}', '"limit": null, "extra": 1}', 1),
         changed(extra=1),
         changed(outcomes=None),
         changed(outcomes=["worm"]),

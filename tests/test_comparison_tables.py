@@ -150,7 +150,7 @@ def test_csv_has_a_line_per_cell_and_every_quantity():
     lines = lines_of(COMPARISON)
     assert len(lines) == len(COMPARISON.outcomes)
     assert list(lines[0]) == [
-        "model", "data", "ratio", "method", "seed", "state", "error", "emerged", "forced", "censored",
+        "model", "data", "ratio", "limit", "method", "seed", "state", "error", "emerged", "forced", "censored",
         "emergence_epoch", "emergence_flops", "emergence_seconds", "accuracy_before", "accuracy_pruned",
         "accuracy_drop", "accuracy_recovery_1", "accuracy_recovery_3", "accuracy_final", "total_flops",
         "total_seconds", "relative_flops", "parameters", "macs", "relative_macs", "latency_seconds",
@@ -183,7 +183,7 @@ def test_statistics_are_json():
         "difference": pytest.approx(0.005), "difference_interval": [pytest.approx(0.0), pytest.approx(0.01)],
     }  # fmt: skip
     assert final == {
-        "model": "resnet20", "data": "digits", "ratio": 0.5, "method": "worm", "quantity": "accuracy_final",
+        "model": "resnet20", "data": "digits", "ratio": 0.5, "limit": None, "method": "worm", "quantity": "accuracy_final",
         "unit": "fraction", "better": "higher", "n": 3, "censored": 0, "mean": pytest.approx(0.955),
         "deviation": pytest.approx(0.005), "median": None,
         "values": [{"seed": s, "value": 0.95 + 0.005 * s, "censored": False} for s in SEEDS],

@@ -11,7 +11,7 @@ from comparisons import made_up
 from earlyworm import cli
 from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.agreement import budget_differences
-from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.config import SEARCHES, RunConfig
 from earlyworm.experiments.grid import METHODS, SEEDS, Grid
 from earlyworm.experiments.grid_file import read_grid
 from earlyworm.experiments.grid_methods import GridMethod
@@ -124,6 +124,22 @@ def test_every_combination_is_a_cell():
     assert len({cell.setting for cell in grid.cells()}) == 8
 
 
+def test_sizes_of_the_training_set_are_settings():
+    grid = Grid.of({"methods": "worm", "seeds": 0, "limits": [100, 200]})
+    assert [str(cell.setting) for cell in grid.cells()] == [
+        "resnet18 on digits, 100 examples, ratio 0.5", "resnet18 on digits, 200 examples, ratio 0.5"
+    ]  # fmt: skip
+
+
+def test_a_run_may_pick_the_ratio_itself():
+    grid = Grid.of({"seeds": 0, "ratios": [0.3, 0.6], "pick": "speed"})
+    assert {cell.config.ratios for cell in grid.cells()} == {(0.3, 0.6)}
+    assert labels(grid) == [method for method in METHODS if method.partition(":")[0] in SEARCHES]
+    assert [str(setting) for setting in {cell.setting for cell in grid.cells()}] == [
+        "resnet18 on digits, ratio chosen by speed"
+    ]
+
+
 def test_each_data_set_has_its_own_defaults():
     grid = Grid.of({"methods": "worm", "seeds": 0, "data": ["digits", "glue/sst2"], "batch_size": 16})
     images, text = (cell.config for cell in grid.cells())
@@ -193,6 +209,10 @@ def test_what_follows_is_completed_by_its_reference():
         ({"methods": "worm:epsilon=small"}, ["worm:epsilon=small: epsilon is 'small'", "type float"]),
         ({"methods": "imp", "match": "flops"}, ["imp: match is flops"]),
         ({"name": 3}, ["name is 3"]),
+        ({"limits": [5], "limit": 5}, ["limit and limits are given"]),
+        ({"pick": "fast"}, ["unknown pick 'fast'", "all, speed"]),
+        ({"pick": "speed"}, ["ratios is 0.5, but to pick one there must be two or more"]),
+        ({"pick": "speed", "ratios": [0.3, 0.5], "methods": "dense"}, ["dense: ratios is 0.3 0.5"]),
     ],
 )
 def test_impossible_grids(given, parts):
@@ -213,13 +233,57 @@ def test_iterative_pruning_is_left_out_where_it_saves_nothing():
 
 
 def test_budgets_that_differ():
-    cells = Grid.of({"methods": ["worm", "worm:epochs=40", "worm:limit=9,batch_size=8"], "seeds": [0, 1]}).cells()
+    cells = Grid.of({"methods": ["worm", "worm:epochs=40", "worm:classes=0+1,batch_size=8"], "seeds": [0, 1]}).cells()
     assert budget_differences(cells) == [
         "worm:epochs=40 has epochs 40, worm has 30",
-        "worm:limit=9,batch_size=8 has limit 9, worm has None",
-        "worm:limit=9,batch_size=8 has batch_size 8, worm has 32",
+        "worm:classes=0+1,batch_size=8 has classes 0 1, worm has none",
+        "worm:classes=0+1,batch_size=8 has batch_size 8, worm has 32",
     ]
     assert budget_differences(Grid.of({"data": ["digits", "glue/sst2"], "methods": "worm"}).cells()) == []
+
+
+# Training set sizes, and ratios that each run chooses from.
+
+
+def test_training_set_sizes_are_settings():
+    grid = Grid.of({"methods": ["dense", "worm"], "seeds": [0], "limits": [100, 200]})
+    assert [(cell.label, cell.config.limit) for cell in grid.cells()] == [
+        ("dense", 100), ("worm", 100), ("dense", 200), ("worm", 200)
+    ]  # fmt: skip
+    assert [str(cell.setting) for cell in grid.cells()][::2] == [
+        "resnet18 on digits, 100 examples, ratio 0.5", "resnet18 on digits, 200 examples, ratio 0.5"
+    ]  # fmt: skip
+    assert Grid.of(grid.given()) == grid
+    assert "--limits 100 200" in grid.command()
+
+
+def test_one_run_for_all_ratios_where_it_picks_one():
+    grid = Grid.of({"ratios": [0.3, 0.5, 0.7], "pick": "speed", "seeds": [0, 1]})
+    assert [method.method for method in grid.methods] == ["early-bird", "constant", "greedy", "worm", "worm"]
+    assert len(grid.cells()) == 10
+    assert {cell.config.ratios for cell in grid.cells()} == {(0.3, 0.5, 0.7)}
+    assert {str(cell.setting) for cell in grid.cells()} == {"resnet18 on digits, ratio chosen by speed"}
+    assert Grid.of(grid.given()) == grid
+    assert "--pick speed" in grid.command()
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"limits": [10], "limit": 10}, "limit and limits are given"),
+        ({"limits": []}, "limits is empty"),
+        ({"limits": [10, 10]}, "limits has 10 twice"),
+        ({"limits": [0]}, "limit is 0"),
+        ({"pick": "sped"}, "unknown pick 'sped': did you mean 'speed'?"),
+        ({"pick": "speed"}, "ratios is 0.5, but to pick one"),
+        ({"pick": "speed", "ratios": [0.3, 0.5], "methods": ["early-bird", "dense"]}, "a method without a search"),
+        ({"methods": ["worm:limit=3"]}, "cannot set limit"),
+    ],
+)
+def test_impossible_sizes_and_choices(given, part):
+    with pytest.raises(ConfigError) as caught:
+        Grid.of({"methods": ["early-bird"], **given}).cells()
+    assert part in str(caught.value)
 
 
 # Files and the command line.
@@ -304,6 +368,7 @@ def test_files_that_cannot_be_read(tmp_path):
         {},
         GIVEN,
         {"methods": ["worm", "narrow@worm"], "ratios": [0.3, 0.6], "models": ["vgg11_bn"], "name": "two words"},
+        {"pick": "speed", "ratios": [0.3, 0.6], "limits": [100, 200]},
         {"match": "flops", "greedy_first": True, "classes": [1, 2], "output": "else where", "limit": 30},
     ],
 )

@@ -11,7 +11,7 @@ from earlyworm.experiments.grid import Cell
 
 # Options of data, network and budget; all others may differ between methods.
 _SAME = (
-    "text_columns", "label_column", "max_length", "classes", "limit", "width", "weights", "epochs", "retrain_epochs",
+    "text_columns", "label_column", "max_length", "classes", "width", "weights", "epochs", "retrain_epochs",
     "match", "batch_size",
 )  # fmt: skip
 

@@ -92,7 +92,7 @@ def comparison_csv(comparison: Comparison) -> str:
     the numbers given.
     """
     names = [
-        "model", "data", "ratio", "method", "seed", "state", "error", "emerged", "forced", "censored",
+        "model", "data", "ratio", "limit", "method", "seed", "state", "error", "emerged", "forced", "censored",
         *(quantity.name for quantity in QUANTITIES), "training_speed", "directory", "command",
     ]  # fmt: skip
     text = io.StringIO()

@@ -1,0 +1,273 @@
+"""What stored comparisons come to, in words: generated from their statistics, never written by hand."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.experiments.quantities import Unit
+from earlyworm.experiments.statistics import Summary, ranking_agreement
+from earlyworm.reporting.comparison_tables import comparison_markdown
+from earlyworm.reporting.formats import percent, points, si
+from evidence_claims import (
+    CLAIMS,
+    DENSE,
+    EARLY_BIRD,
+    WORM,
+    Judged,
+    Rival,
+    Standing,
+    Verdict,
+    collapsed,
+    has_truncated,
+    judged_claims,
+    quantity,
+    rivals,
+)
+from evidence_settings import among, over_ratios, over_sizes
+from evidence_store import Stored
+
+_STANDINGS = {
+    "better": "Better",
+    "as good": "As good, as far as is shown",
+    "worse": "Worse",
+    "too few seeds": "Too few seeds to say",
+}
+
+
+def claims_summary(stored: Sequence[Stored]) -> str:
+    """WORM's claims against all settings: a table, and how often each holds."""
+    verdicts = {
+        f"[{_title(one, setting)}](#{one.name})": {judged.claim: judged.verdict for judged in found}
+        for one in stored
+        for setting in one.comparison.settings
+        if (found := judged_claims(one.comparison, setting))
+    }
+    if not verdicts:
+        return "No comparison of WORM with Early Bird is stored yet."
+    rows = [[name, *(_weighed(of.get(claim, "-")) for claim in CLAIMS)] for name, of in verdicts.items()]
+    lines = [f"*{claim.words}* {_counted(of[claim] for of in verdicts.values() if claim in of)}" for claim in CLAIMS]
+    return table(["comparison", *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
+
+
+def rivals_summary(stored: Sequence[Stored]) -> str:
+    """Every method's final accuracy against Early Bird's in all settings, and the share of FLOPs that it took."""
+    found = {
+        f"[{_title(one, setting)}](#{one.name})": {rival.method: rival for rival in some}
+        for one in stored
+        for setting in one.comparison.settings
+        if (some := rivals(one.comparison, setting))
+    }
+    if not found:
+        return "No comparison with Early Bird is stored yet."
+    methods = [*dict.fromkeys(method for of in found.values() for method in of)]
+    rows = [[name, *(_standing(of.get(method)) for method in methods)] for name, of in found.items()]
+    return table(["comparison", *(f"`{method}`" for method in methods)], rows)
+
+
+def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:
+    """Everything about one stored comparison.
+
+    Args:
+        one: The comparison.
+        figures: What each shows, of which setting (None: of all), and where it lies.
+    """
+    comparison, shown = one.comparison, [*figures]
+    done = sum(outcome.result is not None for outcome in comparison.outcomes)
+    head = [f"### {one.name}", *([wrapped(one.about)] if one.about else [])]
+    head.append(f"{done} of {len(comparison.outcomes)} runs are done: `python benchmarks/evidence.py run {one.name}`.")
+    parts = [*head, *_pictures(shown, None)]
+    grown = over_sizes(comparison)
+    parts += [_growth(comparison, sizes) for sizes in grown]
+    # Setting by setting, training sets that grow would be a long list of what their table has side by side.
+    for setting in () if grown else comparison.settings:
+        if len(comparison.settings) > 1:
+            parts.append(f"#### {_title(one, setting)}")
+        parts += [*_of_setting(comparison, setting), *_pictures(shown, setting)]
+    if over_ratios(comparison):
+        parts.append(bullets(_rankings(comparison)))
+    numbers = comparison_markdown(comparison).removeprefix(f"### {comparison.title}\n\n").rstrip()
+    parts += [f"<details><summary>All numbers of {one.name}</summary>", numbers, "</details>"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list in Markdown."""
+    return "\n".join(wrapped(f"- {line}", indent="  ") for line in lines)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of at most 120 letters."""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _counted(verdicts: Iterable[Verdict]) -> str:
+    """How often a claim holds, and how often not."""
+    counts = Counter(verdict for verdict in verdicts if verdict != "no data")
+    few = f"; on too few seeds in {counts['too few seeds']}" if counts["too few seeds"] else ""
+    return (
+        f"holds in {counts['holds']} of {counts.total()}, is contradicted in {counts['contradicted']} and not shown in "
+        f"{counts['not shown']}{few}."
+    )
+
+
+def _title(one: Stored, setting: Setting) -> str:
+    """What a setting is called among those of all stored comparisons."""
+    return " ".join([one.name, *(f"{name} {value}" for name, value in among(one.comparison, setting).items())])
+
+
+def _of_setting(comparison: Comparison, setting: Setting) -> list[str]:
+    """The claims in a setting, then who is as good as Early Bird, and what collapsed."""
+    parts, claims = [], judged_claims(comparison, setting)
+    if claims:
+        columns = ["claim", "`early-bird`", "`worm`", "`worm` - `early-bird`", "seeds better, worse", "verdict"]
+        parts.append(table(columns, map(_claim, claims)))
+    lines = [_truncations(comparison, setting), *_standings(rivals(comparison, setting))]
+    return [*parts, bullets(line for line in [*lines, *_collapses(comparison, setting)] if line)]
+
+
+def _truncations(comparison: Comparison, setting: Setting) -> str:
+    """In how many runs WORM did anything before the ticket emerged."""
+    runs = comparison.results(setting, WORM).values()
+    acted = sum(map(has_truncated, runs))
+    same = "" if acted == len(runs) else "; what did not is Early Bird's run"
+    return f"`{WORM}` truncated before emergence in {acted} of {len(runs)} runs{same}." if runs else ""
+
+
+def _claim(judged: Judged) -> list[str]:
+    show, show_difference = _SHOWN[quantity(judged.claim.quantity).unit]
+    paired, difference = judged.worm.paired, _difference(judged.worm, show_difference)
+    seeds = f"{paired.won}, {paired.lost} of {paired.pairs}" if paired else "-"
+    of_both = [_mean(summary, show) for summary in (judged.early_bird, judged.worm)]
+    return [judged.claim.words, *of_both, difference, seeds, _weighed(judged.verdict)]
+
+
+def _standings(found: Sequence[Rival]) -> list[str]:
+    """Who is better than the first of them in final accuracy, as good, and worse."""
+    if not found:
+        return []
+    first, *others = found
+    lines = [
+        f"`{first.method}` ends at {percent(first.final.mean)}, for {_share(first.flops)} of dense training's FLOPs. "
+        "Against it:"
+    ]
+    for standing, words in _STANDINGS.items():
+        names = [
+            f"`{rival.method}` ({_difference(rival.final, _points)}; {_share(rival.flops)})"
+            for rival in others
+            if rival.standing == standing
+        ]
+        if names:
+            lines.append(f"*{words}*: {', '.join(names)}.")
+    return lines
+
+
+def _collapses(comparison: Comparison, setting: Setting) -> list[str]:
+    """In which runs a layer was left with next to nothing, and where these ended."""
+    lines = []
+    for method in comparison.methods:
+        runs, found = comparison.results(setting, method), collapsed(comparison, setting, method)
+        if not found:
+            continue
+        cases = "; ".join(
+            f"seed {seed}: {kept} of {units} in `{layer}`, {percent(runs[seed].accuracy.before)} before pruning and "
+            f"{percent(runs[seed].accuracy.final)} at the end"
+            for seed, (layer, kept, units) in sorted(found.items())
+        )
+        lines.append(f"`{method}` left a layer with a twentieth of its units or less ({cases}).")
+    return lines
+
+
+def _growth(comparison: Comparison, sizes: Mapping[Setting, int]) -> str:
+    """Final accuracies against dense training, size by size, and at which sizes a method is better or worse."""
+    found = {size: rivals(comparison, setting, DENSE) for setting, size in sizes.items()}
+    methods = [*dict.fromkeys(rival.method for of in found.values() for rival in of)]
+    rows, where = [], dict[str, dict[Standing, list[str]]]()
+    for size, of in sorted(found.items()):
+        by_method = {rival.method: rival for rival in of}
+        rows.append([f"{size}", *(_against_dense(by_method.get(method)) for method in methods)])
+        for rival in of[1:]:
+            where.setdefault(rival.method, {}).setdefault(rival.standing, []).append(f"{size}")
+    lines = []
+    for method, of in where.items():
+        told = "; ".join(f"{standing} with {', '.join(some)}" for standing, some in of.items())
+        lines.append(f"`{method}` against `{DENSE}`: {told} training examples.")
+    columns = ["training examples", *(f"`{method}`" for method in methods)]
+    return f"{table(columns, rows)}\n\n{bullets(lines)}" if methods else ""
+
+
+def _against_dense(rival: Rival | None) -> str:
+    if rival is None or rival.final.mean is None:
+        return "-"
+    if rival.final.paired is None:
+        return percent(rival.final.mean)
+    return f"{percent(rival.final.mean)}: {rival.standing} ({_difference(rival.final, _points)})"
+
+
+def _rankings(comparison: Comparison) -> list[str]:
+    """How well the training speed ranks pruning ratios."""
+    return [
+        f"Over pruning ratios, losses early in retraining rank final accuracies with Kendall's tau {one.mean:.2f} for "
+        f"`{one.method}` ({sum(tau is not None for tau in one.taus.values())} seeds; 1: the same order, -1: the "
+        "opposite)."
+        for one in ranking_agreement(comparison)
+        if one.mean is not None and one.method in (EARLY_BIRD, WORM)
+    ]
+
+
+def _pictures(figures: Sequence[tuple[str, Setting | None, str]], of: Setting | None) -> list[str]:
+    return [f"![{words}]({path})" for words, setting, path in figures if setting == of]
+
+
+def _standing(rival: Rival | None) -> str:
+    if rival is None or rival.standing == "no data":
+        known = rival is not None and rival.final.mean is not None
+        return f"{percent(rival.final.mean)} at {_share(rival.flops)}" if known else "-"
+    return f"{_weighed(rival.standing)} at {_share(rival.flops)}"
+
+
+def _weighed(verdict: str) -> str:
+    """Bold, if it says anything."""
+    return f"**{verdict}**" if verdict in ("holds", "contradicted", "better", "worse") else verdict
+
+
+def _mean(summary: Summary, show: Callable[[float], str]) -> str:
+    if summary.censored:
+        return f"{summary.n - summary.censored} of {summary.n} emerged"
+    return "-" if summary.mean is None else show(summary.mean)
+
+
+def _difference(summary: Summary, show: Callable[[float], str]) -> str:
+    paired = summary.paired
+    if paired is None or paired.difference is None:
+        return "-"
+    interval = paired.difference_interval
+    return show(paired.difference) + (f" [{show(interval[0])}, {show(interval[1])}]" if interval else "")
+
+
+def _share(flops: float | None) -> str:
+    return "-" if flops is None else f"{flops:.0%}"
+
+
+def _points(difference: float) -> str:
+    """A difference in percentage points, with a digit more where it would seem to be 0."""
+    return points(difference) if abs(difference) >= 0.0005 or not difference else f"{100 * difference:+.2f}"
+
+
+def _signed_si(value: float) -> str:
+    return f"{'-' if value < 0 else '+'}{si(abs(value))}"
+
+
+_SHOWN: dict[Unit, tuple[Callable[[float], str], Callable[[float], str]]] = {
+    "epochs": ("{:.3g}".format, "{:+.3g}".format),
+    "FLOPs": (si, _signed_si),
+    "fraction": (percent, _points),
+    "ratio": (percent, _points),
+}
+"""How a quantity is written, and a difference of two."""
