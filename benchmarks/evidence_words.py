@@ -28,10 +28,10 @@ from evidence_settings import among, over_ratios, over_sizes
 from evidence_store import Stored
 
 _STANDINGS = {
-    "better": "Better",
-    "as good": "As good, as far as is shown",
-    "worse": "Worse",
-    "too few seeds": "Too few seeds to say",
+    "better": "Better than {}",
+    "as good": "As good as {}, as far as is shown",
+    "worse": "Worse than {}",
+    "too few seeds": "On too few seeds to compare with {}",
 }
 
 
@@ -51,7 +51,7 @@ def claims_summary(stored: Sequence[Stored]) -> str:
 
 
 def rivals_summary(stored: Sequence[Stored]) -> str:
-    """Every method's final accuracy against Early Bird's in all settings, and the share of FLOPs that it took."""
+    """Final accuracies against Early Bird's in all settings, with shares of FLOPs, and how often each is as good."""
     found = {
         f"[{_title(one, setting)}](#{one.name})": {rival.method: rival for rival in some}
         for one in stored
@@ -62,7 +62,12 @@ def rivals_summary(stored: Sequence[Stored]) -> str:
         return "No comparison with Early Bird is stored yet."
     methods = [*dict.fromkeys(method for of in found.values() for method in of)]
     rows = [[name, *(_standing(of.get(method)) for method in methods)] for name, of in found.items()]
-    return table(["comparison", *(f"`{method}`" for method in methods)], rows)
+    lines = []
+    for method in methods[1:]:
+        counts = Counter(of[method].standing for of in found.values() if method in of)
+        told = [f"{standing} in {counts[standing]}" for standing in _STANDINGS if counts[standing]]
+        lines += [f"`{method}`: {', '.join(told)} of {counts.total() - counts['no data']}."] if told else []
+    return table(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
 
 
 def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:
@@ -154,8 +159,7 @@ def _standings(found: Sequence[Rival]) -> list[str]:
         return []
     first, *others = found
     lines = [
-        f"`{first.method}` ends at {percent(first.final.mean)}, for {_share(first.flops)} of dense training's FLOPs. "
-        "Against it:"
+        f"`{first.method}` ends at {percent(first.final.mean)}, for {_share(first.flops)} of dense training's FLOPs."
     ]
     for standing, words in _STANDINGS.items():
         names = [
@@ -164,7 +168,7 @@ def _standings(found: Sequence[Rival]) -> list[str]:
             if rival.standing == standing
         ]
         if names:
-            lines.append(f"*{words}*: {', '.join(names)}.")
+            lines.append(f"*{words.format(f'`{first.method}`')}*: {', '.join(names)}.")
     return lines
 
 

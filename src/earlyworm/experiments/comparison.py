@@ -54,8 +54,8 @@ class Outcome:
         setting: Model, data and pruning ratio.
         state: done, failed, or waiting (stopped before its turn came, or while it ran).
         error: Why it failed, in one line.
-        directory: The run's directory.
-        command: The command that does this run alone.
+        directory: The run's directory; empty as long as it depends on the result of another cell.
+        command: The command that does this run alone; likewise.
         result: What came of it, if it is done.
     """
 
@@ -79,7 +79,7 @@ class Comparison:
         baseline: The label of the method that the others are compared with.
         match: What all methods spend alike: epochs, or training FLOPs.
         outcomes: One per cell, in the grid's order.
-        marks: What makes the comparison questionable, in words; it was forced.
+        marks: What makes the comparison questionable, in words: it was forced, or devices or versions differ.
     """
 
     title: str

@@ -12,7 +12,8 @@ from earlyworm.masks import Mask
 from earlyworm.reporting.palette import DISTANCES, INK, RULE, TICKET
 
 MOST_CELLS = 512  # in a row of units: more would be finer than the pixels of a page
-_SCALE_LINE = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
+_SCALE_LINE = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom"}
+_BARE = {"showgrid": False, "showline": False, "showticklabels": False, "ticks": ""}
 
 
 def matrix_figure(result: RunResult) -> go.Figure:
@@ -35,8 +36,9 @@ def matrix_figure(result: RunResult) -> go.Figure:
         corner = {"x0": start, "y0": start, "x1": end, "y1": end, "line": {"color": INK, "width": 2.5}}
         figure.add_shape(type="rect", **corner)
     axis = {"title": "epoch of a mask", "showgrid": False, "ticks": "outside", "constrain": "domain"}
-    figure.update_xaxes(**axis).update_yaxes(**axis, autorange="reversed", scaleanchor="x")
-    return figure.update_layout(hovermode="closest", height=520)
+    figure.update_xaxes(**axis, constraintoward="left")
+    figure.update_yaxes(**axis, constraintoward="top", autorange="reversed", scaleanchor="x")
+    return figure.update_layout(hovermode="closest", meta={"square": 540})
 
 
 def units_figure(mask: Mask) -> go.Figure:
@@ -53,8 +55,8 @@ def units_figure(mask: Mask) -> go.Figure:
     labels = [f"<b>{int(kept.sum())} of {kept.numel()}</b>  {name}" for name, kept in mask.kept.items()]
     text = {"text": labels, "mode": "text", "textposition": "middle right", "hoverinfo": "skip", "cliponaxis": False}
     figure.add_scatter(x=[0] * rows, y=[row - 0.47 for row in range(rows)], showlegend=False, **text)
-    figure.update_xaxes(range=[0, 1.003], showgrid=False, showline=False, showticklabels=False)
-    figure.update_yaxes(range=[rows - 0.5, -0.8], showgrid=False, showline=False, showticklabels=False)
+    figure.update_xaxes(range=[0, 1.003], **_BARE)
+    figure.update_yaxes(range=[rows - 0.5, -0.8], **_BARE)
     return figure.update_layout(height=40 + 40 * rows, hovermode="closest")
 
 

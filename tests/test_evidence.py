@@ -1,0 +1,444 @@
+"""The document of results: verdicts, words and figures from stored comparisons; what is committed comes of them."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import evidence
+import evidence_store
+from comparisons import comparison_of, made_up, outcome_of, undone
+from earlyworm.errors import RunError
+from earlyworm.experiments.comparison import Comparison
+from earlyworm.experiments.grid import Grid
+from earlyworm.experiments.grid_file import read_grid
+from earlyworm.experiments.statistics import Paired
+from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
+from evidence_curves import growth_figure, ratio_figure
+from evidence_drawing import spread_apart
+from evidence_figures import cost_figure, course_figure, emergence_figure
+from evidence_settings import among, over_ratios, over_sizes
+from evidence_store import Stored, about, load, small, store
+from evidence_words import claims_summary, rivals_summary, section
+
+SEEDS = range(5)
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def several(ratio=0.5, seeds=SEEDS) -> list:
+    """Runs of several methods: WORM is sooner, and drops and recovers as Early Bird does, up to noise."""
+    cells = []
+    for seed in seeds:
+        noise, other, more = 0.01 * (seed % 3), 0.01 * ((seed + 1) % 3), (0.5 - ratio) / 10
+        cells += [
+            made_up("early-bird", seed, ratio=ratio, epoch=12.0, pruned=0.5 + noise, final=0.93 + noise / 10 + more),
+            made_up(
+                "worm", seed, ratio=ratio, epoch=8.0 + seed % 2, pruned=0.5 + other, final=0.93 + other / 10 + more
+            ),
+            made_up("narrow", seed, ratio=ratio, final=0.92 + noise / 10 + more),
+            made_up("dense", seed, ratio=ratio, final=0.95 + noise / 10),
+        ]
+    return cells
+
+
+COMPARISON = comparison_of(*several())
+(SETTING,) = COMPARISON.settings
+
+
+def trained_on(size: int) -> list:
+    """Cells of a training set of a size: the ticket is better than dense training with few examples."""
+    cells = []
+    for seed in SEEDS:
+        for method, final in (("early-bird", 0.8), ("dense", 0.7 + size / 10_000)):
+            result = made_up(method, seed, final=final + 0.01 * seed, limit=size)
+            result = dataclasses.replace(result, data=dataclasses.replace(result.data, train=size))
+            cells.append(outcome_of(result))
+    return cells
+
+
+def words_of(svg: str) -> list[str]:
+    """The texts of a figure, which must be well-formed."""
+    return [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("}text")]
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("pairs", "won", "lost", "interval", "lower", "verdict"),
+    [
+        (5, 5, 0, (-3.0, -1.0), True, "holds"),
+        (5, 0, 5, (-3.0, -1.0), False, "contradicted"),
+        (5, 5, 0, (0.01, 0.02), False, "holds"),
+        (5, 1, 4, (0.01, 0.02), True, "contradicted"),
+        (5, 3, 2, (-1.0, 1.0), True, "not shown"),
+        (5, 4, 0, (0.0, 1.0), False, "not shown"),
+        (5, 0, 0, (0.0, 0.0), True, "not shown"),
+        # Something is censored: no difference can be averaged.
+        (5, 5, 0, None, True, "holds"),
+        (5, 4, 0, None, True, "not shown"),
+        (5, 0, 5, None, True, "contradicted"),
+        (4, 4, 0, (-3.0, -1.0), True, "too few seeds"),
+        (1, 1, 0, None, True, "too few seeds"),
+        (0, 0, 0, None, True, "no data"),
+    ],
+)
+def test_the_rule(pairs, won, lost, interval, lower, verdict):
+    assert judge(Paired(pairs, won, lost, difference_interval=interval), lower_is_better=lower) == verdict
+
+
+def test_a_method_is_not_compared_with_itself():
+    assert judge(None, lower_is_better=True) == "no data"
+
+
+def verdicts(comparison) -> list[str]:
+    return [judged.verdict for judged in judged_claims(comparison, comparison.settings[0])]
+
+
+def test_the_claims_of_a_comparison():
+    judged = {one.claim.words: one.verdict for one in judged_claims(COMPARISON, SETTING)}
+    assert judged == {
+        "sooner (epochs)": "holds",
+        "sooner (FLOPs)": "holds",
+        "smaller drop at pruning": "not shown",
+        "faster recovery (1 epoch)": "not shown",
+        "faster recovery (3 epochs)": "not shown",
+        "fewer FLOPs in all": "holds",
+    }
+
+
+def test_worm_is_compared_with_early_bird_whatever_the_baseline_is():
+    assert verdicts(comparison_of(*several(), baseline="dense")) == verdicts(COMPARISON)
+
+
+def test_nothing_is_judged_on_few_seeds():
+    assert set(verdicts(comparison_of(*several(seeds=range(4))))) == {"too few seeds"}
+
+
+def test_without_one_of_the_two_there_are_no_claims():
+    assert judged_claims(comparison_of(*(made_up("early-bird", seed) for seed in SEEDS)), SETTING) == []
+    waiting = comparison_of(*(undone(method, seed) for seed in SEEDS for method in ("early-bird", "worm")))
+    assert set(verdicts(waiting)) == {"no data"}
+
+
+def test_equal_budgets_of_flops_say_nothing_about_flops():
+    assert "fewer FLOPs in all" not in [
+        judged.claim.words for judged in judged_claims(comparison_of(*several(), match="flops"), SETTING)
+    ]
+
+
+def test_a_search_that_did_not_emerge_is_later_than_one_that_did():
+    theirs = [made_up("early-bird", seed, epoch=None if seed == 0 else 12.0) for seed in SEEDS]
+    sooner, *_ = judged_claims(comparison_of(*theirs, *(made_up("worm", seed, epoch=9.0) for seed in SEEDS)), SETTING)
+    assert (sooner.verdict, sooner.early_bird.censored, sooner.worm.paired.won) == ("holds", 1, 5)
+    ours = [made_up("worm", seed, epoch=13.0 if seed == 1 else 9.0) for seed in SEEDS]
+    assert judged_claims(comparison_of(*theirs, *ours), SETTING)[0].verdict == "not shown"
+
+
+def test_who_is_as_good_as_early_bird():
+    found = {rival.method: (rival.standing, rival.flops) for rival in rivals(COMPARISON, SETTING)}
+    assert list(found) == ["early-bird", "worm", "narrow", "dense"]
+    assert [standing for standing, _ in found.values()] == ["no data", "as good", "worse", "better"]
+    assert found["dense"][1] == 1
+    assert found["narrow"][1] == pytest.approx(0.5**1.5, rel=1e-6)
+    assert rivals(COMPARISON, SETTING, "imp") == []
+
+
+def test_a_layer_of_a_twentieth_has_collapsed():
+    result = made_up("worm", 3)
+    left = {"a": (4, 64), "b": (2, 64), "c": (7, 128), "d": (6, 128)}
+    comparison = comparison_of(dataclasses.replace(result, layers=left), made_up("worm", 4))
+    assert collapsed(comparison, SETTING, "worm") == {3: ("b", 2, 64)}
+
+
+def test_whether_worm_did_anything():
+    assert has_truncated(made_up("worm", epoch=9.0))
+    assert not has_truncated(made_up("early-bird"))
+    late = made_up("worm", epoch=9.0)
+    checks = [*(dataclasses.replace(check, chi=1.0) for check in late.search.history[:-1]), late.search.history[-1]]
+    # What is truncated from the last check on is never trained.
+    assert not has_truncated(dataclasses.replace(late, search=dataclasses.replace(late.search, history=tuple(checks))))
+
+
+def test_means_and_their_intervals():
+    assert mean_of([]) is None
+    assert mean_of([0.5]) == (0.5, 0.5, 0.5)
+    mean = mean_of([0.4, 0.5, 0.6])
+    assert mean.value == pytest.approx(0.5)
+    assert 0.4 <= mean.low < 0.5 < mean.high <= 0.6
+
+
+def test_settings_are_told_apart_by_what_differs():
+    assert among(COMPARISON, SETTING) == {}
+    comparison = comparison_of(*several(0.3), *several(0.5))
+    assert [among(comparison, setting) for setting in comparison.settings] == [{"ratio": "0.3"}, {"ratio": "0.5"}]
+    assert [[*group.values()] for group in over_ratios(comparison)] == [[0.3, 0.5]]
+    assert over_sizes(comparison) == []
+    sizes = comparison_of(*trained_on(200), *trained_on(2000))
+    assert [[*group.values()] for group in over_sizes(sizes)] == [[200, 2000]]
+    assert over_ratios(sizes) == []
+
+
+def test_a_stored_comparison_is_the_same_but_for_its_digits(tmp_path):
+    stored = Comparison.load(store("one", COMPARISON, tmp_path))
+    assert [outcome.command for outcome in stored.outcomes] == [outcome.command for outcome in COMPARISON.outcomes]
+    for ours, theirs in zip(stored.outcomes, COMPARISON.outcomes, strict=True):
+        assert ours.result.config == theirs.result.config
+        assert ours.result.total.train_flops == theirs.result.total.train_flops
+        assert ours.result.versions == theirs.result.versions
+        assert ours.result.accuracy.final == pytest.approx(theirs.result.accuracy.final, rel=1e-5)
+        assert len(ours.result.search.history) == len(theirs.result.search.history)
+        assert ours.result.search.distances == ()
+    assert verdicts(stored) == verdicts(COMPARISON)
+
+
+def test_stored_fractions_are_short():
+    text = small(COMPARISON)
+    assert json.loads(text)["baseline"] == "early-bird"
+    assert max(len(number) for number in re.findall(r"0\.(\d+)", text)) <= 9  # six digits, and zeros before them
+    assert sum(line.startswith('{"method"') for line in text.splitlines()) == len(COMPARISON.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        ('# From scratch: a network,\n# on data.\nname = "a"\n# later\n', "From scratch: a network, on data."),
+        ("# What it is.\n#\n# How to prepare it.\nseeds = [0]", "What it is."),
+        ("seeds = [0]\n# no heading", ""),
+    ],
+)
+def test_the_comment_at_the_head_of_a_grid_says_what_it_compares(grid, words):
+    assert about(grid) == words
+
+
+def test_stored_comparisons_are_read_by_name(tmp_path):
+    for name in ("b", "a"):
+        store(name, COMPARISON, tmp_path)
+    (tmp_path / "a.toml").write_text("# What it is.\n")
+    assert [(one.name, one.about) for one in load(tmp_path, tmp_path)] == [("a", "What it is."), ("b", "")]
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(RunError, match=r"a\.json is damaged"):
+        load(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "positions"),
+    [
+        ([5, 40, 90], [5, 40, 90]),
+        ([50, 50], [45, 55]),
+        ([52, 50, 48], [60, 50, 40]),
+        ([5, 5, 90], [0, 10, 90]),
+        ([99, 99, 98], [90, 100, 80]),
+        ([50, 58, 65], [48, 58, 68]),
+        ([], []),
+    ],
+)
+def test_names_are_spread_apart(wanted, positions):
+    assert spread_apart(wanted, 10, 0, 100) == pytest.approx(positions, abs=0.5)
+
+
+FIGURES = {
+    "cost": lambda: cost_figure(COMPARISON, SETTING),
+    "emergence": lambda: emergence_figure(COMPARISON, SETTING),
+    "course": lambda: course_figure(COMPARISON, SETTING),
+    "ratios": lambda: ratio_figure(c := comparison_of(*several(0.3), *several(0.5)), over_ratios(c)[0]),
+    "sizes": lambda: growth_figure(c := comparison_of(*trained_on(200), *trained_on(2000)), over_sizes(c)[0]),
+}
+LABELS = {
+    "cost": ["early-bird", "worm", "narrow", "dense", "FLOPs of all training / dense training"],
+    "emergence": ["early-bird", "worm", "When the ticket emerged, seed by seed"],
+    "course": ["early-bird", "worm", "before", "pruned", "1 epoch later", "3 epochs later", "final"],
+    "ratios": ["early-bird", "worm", "narrow", "dense", "0.3", "0.5"],
+    "sizes": ["early-bird", "dense", "200", "2,000", "training examples"],
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_the_same_every_time_and_says_what_it_shows(name):
+    svg = FIGURES[name]()
+    assert svg == FIGURES[name]()
+    texts = words_of(svg)
+    assert set(LABELS[name]) <= set(texts)
+    assert "#fcfcfb" in svg  # the background is part of it
+    assert "<dc:date>" not in svg
+
+
+def test_what_was_never_pruned_has_no_course_and_no_emergence():
+    assert not {"narrow", "dense"} & set(words_of(FIGURES["course"]()) + words_of(FIGURES["emergence"]()))
+    dense = comparison_of(*(made_up("dense", seed) for seed in SEEDS))
+    assert course_figure(dense, SETTING) is emergence_figure(dense, SETTING) is None
+
+
+def test_searches_without_emergence_are_told():
+    comparison = comparison_of(*(made_up("worm", seed, epoch=None if seed else 9.0) for seed in SEEDS))
+    assert "worm (1 of 5)" in words_of(cost_figure(comparison, SETTING))
+    assert any("nothing emerged by epoch 20" in text for text in words_of(emergence_figure(comparison, SETTING)))
+    assert not any("nothing emerged" in text for text in words_of(FIGURES["emergence"]()))
+
+
+def test_nothing_is_drawn_of_nothing():
+    waiting = comparison_of(*(undone("worm", seed, ratio=ratio) for seed in SEEDS for ratio in (0.3, 0.5)))
+    for draw in (cost_figure, emergence_figure, course_figure):
+        assert draw(waiting, waiting.settings[0]) is None
+    assert ratio_figure(waiting, over_ratios(waiting)[0]) is None
+
+
+def test_what_a_comparison_comes_to_in_words():
+    text = flat(section(Stored("digits", "About digits.", COMPARISON), [("a picture", SETTING, "figures/a.svg")]))
+    for words in (
+        "### digits About digits. 20 of 20 runs are done: `python benchmarks/evidence.py run digits`.",
+        "| sooner (epochs) | 12 | 8.4 | -3.6 [-4, -3.2] | 5, 0 of 5 | **holds** |",
+        "| sooner (FLOPs) | 720 G | 504 G | -216 G [-240 G, -192 G] | 5, 0 of 5 | **holds** |",
+        "- `worm` truncated before emergence in 5 of 5 runs. - `early-bird` ends at 93.1%, for 61% of dense training's",
+        "- *Better than `early-bird`*: `dense` (+2.0 [+2.0, +2.0]; 100%).",
+        "- *As good as `early-bird`, as far as is shown*: `worm` (",
+        "- *Worse than `early-bird`*: `narrow` (-1.0 [-1.0, -1.0]; 35%).",
+        "![a picture](figures/a.svg)",
+        "<details><summary>All numbers of digits</summary> **resnet20 on digits, ratio 0.5**",
+    ):
+        assert words in text
+
+
+def test_what_is_not_done_is_told():
+    cells = [*several(), undone("worm", 5), undone("early-bird", 5, "no memory")]
+    text = flat(section(Stored("digits", "", comparison_of(*cells)), []))
+    assert "20 of 22 runs are done" in text
+    assert "Still to be done: 1 of 22 runs." in text
+    assert "early-bird, seed 5 failed: no memory" in text
+
+
+def test_ratios_are_ranked_and_sizes_compared_with_dense_training():
+    ratios = comparison_of(*several(0.3), *several(0.5))
+    text = flat(section(Stored("r", "", ratios), []))
+    assert "#### r ratio 0.3 | claim |" in text
+    assert "losses early in retraining rank final accuracies with Kendall's tau" in text
+    text = flat(section(Stored("s", "", comparison_of(*trained_on(200), *trained_on(2000))), []))
+    assert "| training examples | `dense` | `early-bird` |" in text
+    assert "| 200 | 74.0% | 82.0%: better (+8.0 [+8.0, +8.0]) |" in text
+    assert "- `early-bird` against `dense`: better with 200; worse with 2000 training examples." in text
+    assert "| claim |" not in text
+
+
+def test_a_collapsed_layer_is_told():
+    cells = [dataclasses.replace(made_up("worm", seed), layers={"conv": (1 + seed, 40)}) for seed in range(3)]
+    text = flat(section(Stored("c", "", comparison_of(*cells)), []))
+    assert "`worm` left a layer with a twentieth of its units or less (seed 0: 1 of 40 in `conv`, 96.0% before" in text
+    assert "seed 1: 2 of 40" in text
+    assert "seed 2:" not in text
+
+
+def test_the_summary_counts_what_holds():
+    stored = [Stored("five", "", COMPARISON), Stored("three", "", comparison_of(*several(seeds=range(3))))]
+    text = claims_summary(stored)
+    assert "| [five](#five) | **holds** | **holds** | not shown | not shown | not shown | **holds** |" in text
+    assert "*sooner (epochs)* holds in 1 of 2, is contradicted in 0 and not shown in 0; on too few seeds in 1." in text
+    text = rivals_summary(stored)
+    assert "| [five](#five) | 93.1% at 61% | as good at 53% | **worse** at 35% | **better** at 100% |" in text
+    assert "- `narrow`: worse in 1, too few seeds in 1 of 2." in text
+
+
+def test_without_stored_comparisons_there_is_a_page_that_says_so():
+    files = evidence.written([])
+    assert [*files] == ["results.md"]
+    assert "No comparison of WORM with Early Bird is stored yet." in files["results.md"]
+
+
+def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):
+    stored = [Stored("digits", "", COMPARISON), Stored("r", "", comparison_of(*several(0.3), *several(0.5)))]
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "former.svg").write_text("")
+    evidence.write(stored, tmp_path)
+    first = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {
+        "digits-cost.svg", "digits-emergence.svg", "digits-course.svg", "r-ratios.svg",
+        *(f"r-ratio{ratio}-{kind}.svg" for ratio in (0.3, 0.5) for kind in ("cost", "emergence", "course")),
+    }  # fmt: skip
+    assert set(re.findall(r"\(figures/([^)]+)\)", (tmp_path / "results.md").read_text())) == drawn
+    evidence.write(stored, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == first
+
+
+def test_what_is_committed_is_what_the_command_writes():
+    files = evidence.written(load())
+    different = [name for name, text in files.items() if (DOCS / name).read_text(encoding="utf-8") != text]
+    assert not different, f"run python benchmarks/evidence.py write, for these are older: {different}"
+    assert {f"figures/{path.name}" for path in (DOCS / "figures").iterdir()} == set(files) - {"results.md"}
+
+
+@pytest.mark.parametrize("name", evidence_store.grid_names())
+def test_the_kept_grids_are_possible(name):
+    path = evidence_store.grid_file(name)
+    assert about(path.read_text(encoding="utf-8"))
+    assert Grid.of(read_grid(path)).name
+
+
+class Kept:
+    """A grid and its comparison in a folder of their own, and what the command was asked."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.asked, self.status = [], 0
+        (folder / "digits.toml").write_text('# Digits.\nname = "digits"\n')
+        directory = Grid.of({"name": "digits"}).directory
+        directory.mkdir(parents=True)
+        (directory / "comparison.json").write_text(COMPARISON.to_json())
+        monkeypatch.setattr(evidence, "grid_file", lambda name: evidence_store.grid_file(name, folder))
+        monkeypatch.setattr(evidence, "grid_names", lambda: evidence_store.grid_names(folder))
+        monkeypatch.setattr(evidence, "store", lambda name, comparison: store(name, comparison, folder))
+        monkeypatch.setattr("earlyworm.cli.main", self.main)
+        self.stored = folder / "digits.json"
+
+    def main(self, words):
+        self.asked.append(words)
+        return self.status
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Kept(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("status", [0, 1, evidence.INTERRUPTED])
+def test_run_does_a_comparison_and_stores_what_there_is(kept, status):
+    kept.status = status
+    assert evidence.main(["run", "digits", "--jobs", "2"]) == status
+    ((*words, grid, jobs, two),) = kept.asked
+    assert (words, Path(grid).name, jobs, two) == (["compare", "--grid"], "digits.toml", "--jobs", "2")
+    assert kept.stored.read_text() == small(COMPARISON)
+
+
+def test_nothing_goes_on_after_an_interruption(kept):
+    kept.status = evidence.INTERRUPTED
+    assert evidence.main(["run", "digits", "digits"]) == evidence.INTERRUPTED
+    assert len(kept.asked) == 1
+
+
+def test_store_takes_what_lies_there(kept):
+    assert evidence.main(["store"]) == 0
+    assert (kept.asked, kept.stored.read_text()) == ([], small(COMPARISON))
+
+
+def test_a_comparison_that_was_never_begun_cannot_be_stored(kept, monkeypatch, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evidence.main(["store"]) == 1
+    assert "comparison.json cannot be read" in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_told_before_anything_begins(kept, capsys):
+    assert evidence.main(["run", "digits", "digit"]) == 1
+    assert capsys.readouterr().err == "evidence.py: no comparison 'digit': choose from digits\n"
+    assert kept.asked == []
+
+
+@pytest.mark.parametrize("words", [[], ["draw"], ["write", "digits"], ["run", "--jobs", "many"]])
+def test_wrong_options_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evidence.main(words)
+    assert ended.value.code == 2
+    assert "usage" in capsys.readouterr().err
