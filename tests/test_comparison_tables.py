@@ -183,7 +183,8 @@ def test_statistics_are_json():
         "difference": pytest.approx(0.005), "difference_interval": [pytest.approx(0.0), pytest.approx(0.01)],
     }  # fmt: skip
     assert final == {
-        "model": "resnet20", "data": "digits", "ratio": 0.5, "limit": None, "method": "worm", "quantity": "accuracy_final",
+        "model": "resnet20", "data": "digits", "ratio": 0.5, "limit": None, "method": "worm",
+        "quantity": "accuracy_final",
         "unit": "fraction", "better": "higher", "n": 3, "censored": 0, "mean": pytest.approx(0.955),
         "deviation": pytest.approx(0.005), "median": None,
         "values": [{"seed": s, "value": 0.95 + 0.005 * s, "censored": False} for s in SEEDS],
