@@ -186,7 +186,7 @@ def test_statistics_are_json():
         "model": "resnet20", "data": "digits", "ratio": 0.5, "limit": None, "method": "worm",
         "quantity": "accuracy_final",
         "unit": "fraction", "better": "higher", "n": 3, "censored": 0, "mean": pytest.approx(0.955),
-        "deviation": pytest.approx(0.005), "median": None,
+        "deviation": pytest.approx(0.005), "interval": pytest.approx([0.9426, 0.9674], abs=1e-4), "median": None,
         "values": [{"seed": s, "value": 0.95 + 0.005 * s, "censored": False} for s in SEEDS],
     }  # fmt: skip
     epoch = next(r for r in records if (r["method"], r["quantity"]) == ("greedy", "emergence_epoch"))

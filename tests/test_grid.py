@@ -267,6 +267,15 @@ def test_one_run_for_all_ratios_where_it_picks_one():
     assert "--pick speed" in grid.command()
 
 
+def test_the_dense_network_is_trained_once_for_all_ratios():
+    dense, *others = Grid.of({"methods": ["dense", "late"], "ratios": [0.3, 0.7], "seeds": [0]}).cells()
+    assert [str(cell.setting) for cell in (dense, others[1])] == [
+        "resnet18 on digits, ratio 0.3", "resnet18 on digits, ratio 0.7"
+    ]  # fmt: skip
+    assert dense.config == others[1].config
+    assert (others[0].config.ratio, others[2].config.ratio) == (0.3, 0.7)
+
+
 @pytest.mark.parametrize(
     ("given", "part"),
     [

@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
@@ -159,7 +158,7 @@ class RunConfig:
     """Start afresh where the same run exists."""
 
     def __post_init__(self) -> None:
-        for name, hint in _hints(type(self)).items():
+        for name, hint in _HINTS.items():
             object.__setattr__(self, name, typed(name, getattr(self, name), hint))
         finite = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), float)}
         for name, value in finite.items():
@@ -287,7 +286,4 @@ def option_words(name: str, value: Any) -> list[str]:
     return [f"--{option}", *(map(str, value) if isinstance(value, (list, tuple)) else (str(value),))]
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of the fields; many results are read at once, and this takes longer than all else."""
-    return get_type_hints(cls)
+_HINTS = get_type_hints(RunConfig)

@@ -44,18 +44,15 @@ class Cell:
 
     Attributes:
         label: What its method is called in the grid.
+        setting: What it has in common with the runs that it is compared with.
         config: Its settings; without what it takes from the ticket of another one.
         follows: The method from whose ticket it takes that, with the same seed and setting; None: from none.
     """
 
     label: str
+    setting: Setting
     config: RunConfig
     follows: str | None = None
-
-    @property
-    def setting(self) -> Setting:
-        """What it has in common with the runs that it is compared with."""
-        return Setting.of(self.config)
 
     def __str__(self) -> str:
         return f"{self.label}, seed {self.config.seed}, {self.setting}"
@@ -214,8 +211,8 @@ class Grid:
             ConfigError: If the options of a cell are impossible, or two cells are the same run.
             DataError: If it takes a look at the data to tell the defaults, and they cannot be opened.
         """
-        cells = tuple(
-            Cell(method.label, self._config(method, model, data, limit, ratio, seed), self._follows(method))
+        configs = (
+            (method, self._config(method, model, data, limit, ratio, seed))
             for data in self.data
             for model in self.models or (None,)
             for limit in self.limits or (None,)
@@ -223,9 +220,13 @@ class Grid:
             for seed in self.seeds
             for method in self.methods
         )
-        known: dict[tuple[str, str | None], Cell] = {}
+        cells = tuple(
+            Cell(method.label, Setting.of(config), _of_any_ratio(config), self._follows(method))
+            for method, config in configs
+        )
+        known: dict[tuple[Any, ...], Cell] = {}
         for cell in cells:
-            first = known.setdefault((json.dumps(cell.config.settings()), cell.follows), cell)
+            first = known.setdefault((cell.setting, json.dumps(cell.config.settings()), cell.follows), cell)
             if first is not cell:
                 raise ConfigError(f"{first.label!r} and {cell.label!r} are the same runs: leave one of them out")
         return cells
@@ -257,6 +258,11 @@ class Grid:
             return method.follows
         searches = [other.label for other in self.methods if other.method in SEARCHES]
         return next((label for label in ("early-bird", self.baseline) if label in searches), None)
+
+
+def _of_any_ratio(config: RunConfig) -> RunConfig:
+    """The same run for every ratio, where nothing is removed."""
+    return dataclasses.replace(config, ratio=RunConfig.ratio) if config.method == "dense" else config
 
 
 def _several(name: str, value: Any, kind: type) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Summary:
         censored: How many of them are censored: the runs ended before emergence.
         mean: Their mean; None if any is censored, for a mean would hide it, or if there are none.
         deviation: Their standard deviation (n - 1); None likewise, and with one seed.
+        interval: The 95% interval of the mean, by Student's t; None where there is no deviation.
         median: If any is censored, their median by Kaplan and Meier: by when half of the runs had emerged; None if
             fewer had when they ended, and if none is censored.
         paired: The method against the baseline; None for the baseline.
@@ -71,6 +73,7 @@ class Summary:
     censored: int
     mean: float | None
     deviation: float | None
+    interval: Interval | None
     median: float | None
     paired: Paired | None
 
@@ -210,6 +213,7 @@ def _summary(comparison: Comparison, setting: Setting, method: str, quantity: Qu
     numbers = [reading.value for reading in values.values()]
     censored = sum(reading.censored for reading in values.values())
     known = len(numbers) if not censored else 0
+    mean, deviation = fmean(numbers) if known else None, stdev(numbers) if known > 1 else None
     paired = None
     if method != comparison.baseline:
         baseline = _read(comparison, setting, comparison.baseline, quantity)
@@ -221,11 +225,17 @@ def _summary(comparison: Comparison, setting: Setting, method: str, quantity: Qu
         values=values,
         n=len(numbers),
         censored=censored,
-        mean=fmean(numbers) if known else None,
-        deviation=stdev(numbers) if known > 1 else None,
+        mean=mean,
+        deviation=deviation,
+        interval=None if mean is None or deviation is None else _interval(mean, deviation, known),
         median=median_until(values.values()) if censored else None,
         paired=paired,
     )
+
+
+def _interval(mean: float, deviation: float, count: int) -> Interval:
+    reach = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return mean - reach, mean + reach
 
 
 def _read(comparison: Comparison, setting: Setting, method: str, quantity: Quantity) -> dict[int, Reading]:

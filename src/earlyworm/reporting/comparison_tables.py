@@ -73,16 +73,25 @@ def comparison_table(comparison: Comparison) -> Constrain:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The same as Markdown to be pasted into a page, with more columns and the command."""
-    columns = _columns(comparison)
+    headings, tables = plain_tables(comparison)
     wrapper = textwrap.TextWrapper(120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     lines = [f"### {comparison.title}", ""]
-    for setting, methods in _rows(comparison).items():
-        lines += [f"**{_escaped(str(setting))}**", "", _pipes(column.heading.replace("\n", " ") for column in columns)]
-        lines += [_pipes(["---", *["---:"] * (len(columns) - 1)])]
-        lines += [*(_pipes(column.cell(row) for column in columns) for row in methods), ""]
+    for setting, rows in tables.items():
+        lines += [f"**{_escaped(str(setting))}**", "", _pipes(headings)]
+        lines += [_pipes(["---", *["---:"] * (len(headings) - 1)]), *map(_pipes, rows), ""]
     for line in [*how_compared(comparison), *what_is_missing(comparison)]:
         lines += wrapper.wrap(f"- {_escaped(line)}")
     return "\n".join([*lines, "", "```", comparison.command, "```", ""])
+
+
+def plain_tables(comparison: Comparison) -> tuple[list[str], dict[Setting, list[list[str]]]]:
+    """The headings, and the cells of one line per method in every setting, of Markdown and of the page."""
+    columns = _columns(comparison)
+    cells = {
+        setting: [[column.cell(row) for column in columns] for row in rows]
+        for setting, rows in _rows(comparison).items()
+    }
+    return [column.heading.replace("\n", " ") for column in columns], cells
 
 
 def comparison_csv(comparison: Comparison) -> str:

@@ -12,7 +12,8 @@ from earlyworm.masks import Mask
 from earlyworm.reporting.palette import DISTANCES, INK, RULE, TICKET
 
 MOST_CELLS = 512  # in a row of units: more would be finer than the pixels of a page
-_SCALE_LINE = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom"}
+_SCALE_LINE = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom",
+    "xpad": 0, "ypad": 4}
 _BARE = {"showgrid": False, "showline": False, "showticklabels": False, "ticks": ""}
 
 
