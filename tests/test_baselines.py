@@ -283,13 +283,13 @@ def test_methods_can_spend_the_same_flops_instead(done, tmp_path):
 # Interrupted and resumed.
 
 
-@pytest.mark.parametrize("method", ["narrow", "random", "late", "imp", "rst"])
+@pytest.mark.parametrize("method", ["narrow", "late", "imp", "rst"])
 def test_an_interrupted_baseline_goes_on_to_the_same_result(done, tmp_path, method):
     config, _ = done[method]
     expected = outcome(config)
     recorder = Recorder()
     run(dataclasses.replace(config, output=str(tmp_path / "counted")), recorder)
-    for stop in range(1, len(recorder.events), 3):
+    for stop in range(1, len(recorder.events), 4):
         again = dataclasses.replace(config, output=str(tmp_path / str(stop)))
         with pytest.raises(KeyboardInterrupt):
             run(again, Recorder(stop))

@@ -69,7 +69,7 @@ def test_what_is_saved_is_the_chosen_network(chosen):
 def test_an_interrupted_choice_goes_on_to_the_same_result(chosen, tmp_path):
     config, _, recorder = chosen
     expected = outcome(config)
-    for stop in range(2, len(recorder.events), 4):
+    for stop in range(2, len(recorder.events), 6):
         again = dataclasses.replace(config, output=str(tmp_path / str(stop)))
         with pytest.raises(KeyboardInterrupt):
             run(again, Recorder(stop))

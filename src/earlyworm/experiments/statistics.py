@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -126,16 +126,16 @@ def ranking_agreement(comparison: Comparison, epochs: int | None = None) -> tupl
 
     Source: arXiv 2010.14499.
     """
-    runs: dict[tuple[str, str, str], dict[int, list[RunResult]]] = {}
+    runs: dict[tuple[Setting, str], dict[int, list[RunResult]]] = {}
     for outcome in comparison.outcomes:
-        if outcome.result is not None:
-            key = (outcome.setting.model, outcome.setting.data, outcome.method)
+        if outcome.result is not None and outcome.setting.ratio is not None:
+            key = (replace(outcome.setting, ratio=None), outcome.method)
             runs.setdefault(key, {}).setdefault(outcome.seed, []).append(outcome.result)
     agreements = []
-    for key, by_seed in runs.items():
+    for (setting, method), by_seed in runs.items():
         taus = {seed: _tau(results, epochs) for seed, results in by_seed.items()}
         known = [tau for tau in taus.values() if tau is not None]
-        agreements.append(Agreement(*key, taus, fmean(known) if known else None))
+        agreements.append(Agreement(setting.model, setting.data, method, taus, fmean(known) if known else None))
     return tuple(agreements)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from earlyworm.experiments.statistics import Paired, Summary
+from earlyworm.experiments.statistics import Paired
 from earlyworm.reporting.comparison_view import View
 from earlyworm.reporting.formats import points
 
@@ -34,12 +34,13 @@ def verdict_of(view: View) -> Verdict:
         f"Less accurate than {view.baseline} at the end": worse,
         "With one seed in common, the difference may be noise": [method for method in finals if method not in sure],
     }
-    sentences = [
+    found = [
         f"{words}: {'; '.join(_described(view, method, finals[method]) for method in methods)}."
         for words, methods in groups.items()
         if methods
     ]
-    return Verdict(_headline(view.baseline, better, same, worse), sentences)
+    told = f"By how many points each method's final accuracy differs, and for what share of {view.baseline}'s FLOPs:"
+    return Verdict(_headline(view.baseline, better, same, worse), [told, *found] if found else [])
 
 
 def _headline(baseline: str, better: Sequence[str], same: Sequence[str], worse: Sequence[str]) -> str:
@@ -51,9 +52,13 @@ def _headline(baseline: str, better: Sequence[str], same: Sequence[str], worse: 
         how = "more accurate than" if better else "within noise of" if same else "less accurate than"
         return f"{method} ends {how} {baseline}"
     best = f"{_listed(better)} {'ends' if len(better) == 1 else 'end'}" if better else "No method ends"
+    if len(same) == count:
+        return f"{best} more accurate than {baseline}: all {count} are within noise"
     parts = {"within noise": len(same), "less accurate": len(worse)}
-    rest = " and ".join(f"{number} {words}" for words, number in parts.items() if number)
-    return f"{best} more accurate than {baseline}" + (f"; of {count}, {rest}" if rest else "")
+    rest = " and ".join(
+        f"{number} {'is' if number == 1 else 'are'} {words}" for words, number in parts.items() if number
+    )
+    return f"{best} more accurate than {baseline}" + (f": of {count}, {rest}" if rest else "")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -65,6 +70,6 @@ def _listed(names: Sequence[str]) -> str:
 
 def _described(view: View, method: str, paired: Paired) -> str:
     """A method with its difference in points, and its training FLOPs as a share of the baseline's."""
-    flops: Summary = view.summaries[method]["total_flops"]
-    share = "" if flops.paired is None or flops.paired.ratio is None else f" for {flops.paired.ratio:.0%} of its FLOPs"
-    return f"{method} ({points(paired.difference or 0.0)} points{share})"
+    flops = view.summaries[method]["total_flops"].paired
+    share = "" if flops is None or flops.ratio is None else f" for {flops.ratio:.0%}"
+    return f"{method} {points(paired.difference or 0.0)}{share}".replace(" ", "\N{NO-BREAK SPACE}")

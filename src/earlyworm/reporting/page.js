@@ -27,13 +27,16 @@ function paint(part) {
   return part;
 }
 
+let afterDrawing = (plot) => plot;
+
 function draw(id) {
   const { data, layout } = page.figures[id];
   // A square picture is as high as it is wide, up to its `meta.square`, and has its scale above it and its axis below.
   const square = layout.meta?.square && Math.min(document.getElementById(id).clientWidth, layout.meta.square) + 60;
   const whole = { ...base, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   if (square) whole.height = square;
-  return Plotly.react(id, paint(data), paint(whole), { displayModeBar: false, responsive: true });
+  return Plotly.react(id, paint(data), paint(whole), { displayModeBar: false, responsive: true })
+    .then(afterDrawing);
 }
 
 function drawAll() {

@@ -35,3 +35,6 @@ METHODS = {
     "method-10": ("#8a8a2a", "#c8c860"),
     "method-11": ("#7d858b", "#a9b1b7"),
 }
+
+# How much is kept: from the paper to the colour of tickets, so that nothing kept looks like nothing there.
+SHARES = ((0.0, PAPER), (1.0, TICKET))
