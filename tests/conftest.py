@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; processes that the tests start inherit it
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -90,3 +91,43 @@ def first_weights(monkeypatch):
 
     monkeypatch.setattr(earlyworm.experiments.run, "retrain", recorded)
     return states
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser without a window."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
+        started = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", *quiet]
+        )  # fmt: skip
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page that lies in a file; whatever it requests beside itself, logs or throws is an error at the end."""
+    requests, complaints, contexts, pages = [], [], [], set()
+
+    def open_file(path, width=1100, color_scheme="light", **options):
+        viewport = {"width": width, "height": 800}
+        contexts.append(browser.new_context(viewport=viewport, color_scheme=color_scheme, **options))
+        page = contexts[-1].new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        pages.add(path.as_uri())
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert {url for url in requests if not url.startswith("data:")} == pages

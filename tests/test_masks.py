@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlyworm import ConfigError, Mask, SearchError, make_mask, mask_distance
+from earlyworm.ratios import fewest_units
 
 
 def mask_of(scores, ratio, min_units=1):
@@ -255,3 +256,35 @@ def test_mask_counts_groups_and_equality():
     assert mask != "110 01"
     with pytest.raises(TypeError, match="unhashable"):
         hash(mask)
+
+
+# At least a fraction of every group.
+
+
+@pytest.mark.parametrize(
+    ("min_units", "size", "fewest"),
+    [
+        (1, 128, 1), (5, 128, 5), (200, 128, 128), (0.1, 128, 13), (0.1, 16, 2), (0.25, 16, 4), (0.25, 3, 1),
+        (0.999, 4, 4), (0.3, 10, 3), (1e-9, 7, 1),
+    ],
+)  # fmt: skip
+def test_fewest_units(min_units, size, fewest):
+    assert fewest_units(min_units, size) == fewest
+
+
+def test_a_fraction_of_every_group_stays():
+    scores = {"a": torch.arange(10.0) + 10, "b": torch.arange(10.0)}
+    assert [int(kept.sum()) for kept in make_mask(scores, 0.5).kept.values()] == [9, 1]
+    assert [int(kept.sum()) for kept in make_mask(scores, 0.5, min_units=0.3).kept.values()] == [7, 3]
+    assert make_mask(scores, 0.5, min_units=0.3).kept["b"].tolist() == [False] * 7 + [True] * 3
+
+
+@pytest.mark.parametrize("min_units", [0, -1, 1.5, 0.0, -0.5])
+def test_neither_a_number_of_units_nor_a_fraction(min_units):
+    with pytest.raises(ConfigError, match=r"min_units is .*, but must be at least 1.*or a fraction in \(0, 1\)"):
+        make_mask({"a": torch.arange(4.0)}, 0.5, min_units=min_units)
+
+
+def test_a_fraction_that_leaves_too_much():
+    with pytest.raises(ConfigError, match=r"pruning_ratio 0\.5 removes 4 of 8 units, but at least 0\.75 of each"):
+        make_mask({"a": torch.arange(4.0), "b": torch.arange(4.0)}, 0.5, min_units=0.75)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 
 import pytest
 
@@ -20,16 +19,6 @@ from earlyworm.experiments.results import (
     TotalCost,
 )
 from earlyworm.reporting.run_report import write_report
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 def history(epochs: int, floor: float, trigger: int | None) -> tuple[CheckRecord, ...]:
@@ -126,42 +115,16 @@ def test_a_report_that_cannot_be_written_says_so(tmp_path):
         write_report(EMERGED, tmp_path / "file" / "report.html")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def visit(browser, tmp_path):
-    """Open the report of a result; whatever it requests, logs or throws is an error at the end."""
-    requests, complaints, contexts = [], [], []
+def visit(open_page, tmp_path):
+    """Open the report of a result in a browser."""
 
-    def open_report(result: RunResult, width: int = 1100, color_scheme: str = "light", **options):
+    def open_report(result: RunResult, width: int = 1100, **options):
         path = tmp_path / "report.html"
         write_report(result, path)
-        contexts.append(
-            browser.new_context(viewport={"width": width, "height": 800}, color_scheme=color_scheme, **options)
-        )
-        page = contexts[-1].new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(path.as_uri())
-        page.wait_for_load_state("networkidle")
-        return page
+        return open_page(path, width, **options)
 
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert {url for url in requests if not url.startswith("data:")} == {(tmp_path / "report.html").as_uri()}
+    return open_report
 
 
 def sizes(page) -> list[tuple[float, float]]:

@@ -16,6 +16,8 @@ from earlyworm.options import Compare, Report, parse
 
 if TYPE_CHECKING:
     from earlyworm.experiments.comparison import Comparison
+    from earlyworm.experiments.run_directory import RunDirectory
+    from earlyworm.masks import Mask
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -69,7 +71,7 @@ def _run(config: RunConfig) -> None:
     if int(os.environ.get("RANK", "0")):
         return  # the first process tells
     directory = RunDirectory.of(config)
-    write_report(result, directory.report)
+    write_report(result, directory.report, _mask_of(directory))
     _print(result_table(result))
     _print(summary(result))
     _print(f"report: {directory.report}")
@@ -99,10 +101,20 @@ def _compare(options: Compare) -> int:
 def _write_reports(comparison: Comparison, folder: Path) -> None:
     """Everything that is made from a comparison."""
     from earlyworm.experiments.run_directory import RunDirectory
+    from earlyworm.reporting.comparison_report import write_comparison_report
     from earlyworm.reporting.comparison_tables import comparison_csv, comparison_markdown
 
+    directory = RunDirectory(folder)
     for name, text in (("comparison.csv", comparison_csv), ("comparison.md", comparison_markdown)):
-        RunDirectory(folder).write(folder / name, text(comparison).encode())
+        directory.write(folder / name, text(comparison).encode())
+    write_comparison_report(comparison, directory.report)
+
+
+def _mask_of(directory: RunDirectory) -> Mask | None:
+    """The mask of a run's ticket, if there is one."""
+    from earlyworm.ticket import Ticket
+
+    return Ticket.load(directory.ticket).mask if directory.ticket.exists() else None
 
 
 def _saved_comparison(path: Path) -> Comparison | None:
@@ -123,7 +135,7 @@ def _report(path: Path) -> None:
         print(path)
         return
     directory = RunDirectory(path)
-    write_report(directory.read_result(), directory.report)
+    write_report(directory.read_result(), directory.report, _mask_of(directory))
     print(directory.report)
 
 

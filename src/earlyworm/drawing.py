@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from earlyworm.errors import ConfigError, TicketError
 from earlyworm.inputs import unwrap
 from earlyworm.masks import Mask, check_finite, make_mask, remove_lowest
-from earlyworm.ratios import Ratio, check_min_units, ratio_per_kind
+from earlyworm.ratios import Ratio, check_min_units, fewest_units, ratio_per_kind
 from earlyworm.selection import absolute_sum, unpack
 from earlyworm.ticket import Ticket, fingerprint, library_versions
 from earlyworm.units import Units
@@ -21,14 +21,14 @@ def full_mask(units: Units) -> Mask:
     return Mask.from_groups({name: torch.ones(size) for name, size in units.sizes.items()}, units.kinds)
 
 
-def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: int = 1) -> Mask:
+def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float = 1) -> Mask:
     """A mask that removes as many units as `make_mask` would, any of them with the same chance.
 
     Args:
         units: The units of a model.
         ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
         seed: Of the random numbers; on every machine the same seed gives the same mask.
-        min_units: How many units of every group stay, at least 1.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
 
     Returns:
         The mask.
@@ -52,14 +52,14 @@ def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: int = 1) ->
     return make_mask(scores, ratio, min_units=min_units, kinds=units.kinds)
 
 
-def uniform_mask(units: Units, ratio: Ratio, *, min_units: int = 1) -> Mask:
+def uniform_mask(units: Units, ratio: Ratio, *, min_units: float = 1) -> Mask:
     """A mask that removes the same fraction of every group: the last units of each, so that what stays is narrower.
 
     Args:
         units: The units of a model.
         ratio: Fraction of every group to remove, in [0, 1), or one such number per kind; what stays is rounded to
             the nearest number of units.
-        min_units: How many units of every group stay, at least 1.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
 
     Returns:
         The mask.
@@ -70,24 +70,25 @@ def uniform_mask(units: Units, ratio: Ratio, *, min_units: int = 1) -> Mask:
     check_min_units(min_units)
     ratios = ratio_per_kind(ratio, [*dict.fromkeys(units.kinds.values())])
     kept = {
-        group.name: torch.arange(group.size) < max(min_units, round((1 - ratios[group.kind]) * group.size))
+        group.name: torch.arange(group.size)
+        < max(fewest_units(min_units, group.size), round((1 - ratios[group.kind]) * group.size))
         for group in units.groups
     }
     return Mask.from_groups(kept, units.kinds)
 
 
-def further_mask(mask: Mask, scores: Mapping[str, Tensor], keep: int, *, min_units: int = 1) -> Mask:
+def further_mask(mask: Mask, scores: Mapping[str, Tensor], keep: int, *, min_units: float = 1) -> Mask:
     """The mask of the next round of iterative magnitude pruning (the lottery ticket hypothesis, arXiv 1803.03635).
 
     It removes those with the lowest scores of the units that are still kept, and never revives one. Of equal scores
-    the later unit goes first. The `min_units` best units of every group always stay, so far as they are kept now.
+    the later unit goes first. As many of the best of every group as `min_units` says stay, so far as they are kept now.
 
     Args:
         mask: The mask of the round before, over units of one kind.
         scores: One number for every unit, in row-major order, per group name; what counts is the absolute value in
             float32. Those of single weights are the weights.
         keep: How many units stay in all.
-        min_units: How many units of every group stay, at least 1.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
 
     Returns:
         The mask.
@@ -110,10 +111,11 @@ def further_mask(mask: Mask, scores: Mapping[str, Tensor], keep: int, *, min_uni
     for name, kept in mask.kept.items():
         left[name] = scores[name].detach().flatten()[kept.to(scores[name].device)]
     check_finite({name: absolute_sum(score) for name, score in left.items()})
-    fewest = sum(min(min_units, score.numel()) for score in left.values())
-    if not fewest <= keep <= mask.units_kept:
-        raise ConfigError(f"keep is {keep}, but must be from {fewest} (min_units of every group) to {mask.units_kept}")
-    removed = remove_lowest(left, mask.units_kept - keep, min_units)
+    fewest = {name: min(fewest_units(min_units, mask.sizes[name]), score.numel()) for name, score in left.items()}
+    least = sum(fewest.values())
+    if not least <= keep <= mask.units_kept:
+        raise ConfigError(f"keep is {keep}, but must be from {least} (min_units of every group) to {mask.units_kept}")
+    removed = remove_lowest(left, mask.units_kept - keep, fewest)
     further = {}
     for name, kept in mask.kept.items():
         kept[kept.clone()] = ~unpack(removed[name], left[name].numel())

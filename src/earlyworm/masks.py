@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from earlyworm.errors import SearchError
-from earlyworm.ratios import Ratio, removed_per_kind
+from earlyworm.ratios import Ratio, fewest_units, removed_per_kind
 from earlyworm.selection import absolute_sum, lowest, pack, unpack
 
 
@@ -93,20 +93,20 @@ def make_mask(
     scores: Mapping[str, Tensor],
     pruning_ratio: Ratio,
     *,
-    min_units: int = 1,
+    min_units: float = 1,
     kinds: Mapping[str, str] | None = None,
 ) -> Mask:
     """The global mask that removes exactly `floor(pruning_ratio * units)` units, those with the lowest scores.
 
-    Of equal scores the later unit goes first. The `min_units` best units of every group always stay. Units of several
-    kinds are not compared with each other: each kind loses its own share.
+    Of equal scores the later unit goes first. As many of the best units of every group as `min_units` says always stay.
+    Units of several kinds are not compared with each other: each kind loses its own share.
 
     Args:
         scores: One tensor with a number for every unit, in row-major order, per group name. What counts is the
             absolute value in float32, so that a weight matrix may be given as it stands, on any device; it is not
             copied.
         pruning_ratio: Fraction of all units to remove, in [0, 1), or one such number per kind.
-        min_units: How many units of every group must stay, at least 1.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
         kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:
@@ -127,7 +127,7 @@ def make_mask(
 
 
 def mask_of_finite(
-    scores: Mapping[str, Tensor], pruning_ratio: Ratio, *, min_units: int, kinds: Mapping[str, str] | None
+    scores: Mapping[str, Tensor], pruning_ratio: Ratio, *, min_units: float, kinds: Mapping[str, str] | None
 ) -> Mask:
     """`make_mask` of scores that are known to be finite: whoever has summed them up need not read them all again."""
     kinds = dict(kinds or {})
@@ -135,7 +135,7 @@ def mask_of_finite(
     removed: dict[str, Tensor] = {}
     for kind, count in removed_per_kind(sizes, pruning_ratio, min_units=min_units, kinds=kinds).items():
         some = {name: score for name, score in scores.items() if kinds.get(name, "units") == kind}
-        removed |= remove_lowest(some, count, min_units)
+        removed |= remove_lowest(some, count, {name: fewest_units(min_units, sizes[name]) for name in some})
     return Mask(torch.cat([_others(removed[name], size) for name, size in sizes.items()]), sizes, kinds)
 
 
@@ -159,18 +159,18 @@ def mask_distance(a: Mask, b: Mask) -> float:
     return max(count / size for count, size in totals.values())
 
 
-def remove_lowest(scores: Mapping[str, Tensor], count: int, min_units: int) -> dict[str, Tensor]:
+def remove_lowest(scores: Mapping[str, Tensor], count: int, fewest: Mapping[str, int]) -> dict[str, Tensor]:
     """The `count` units of the lowest absolute scores, or others where too few of a group would stay.
 
     Args:
         scores: One number for every unit, in row-major order, per group name.
         count: How many units go; not more than all groups together can lose.
-        min_units: How many units of every group stay.
+        fewest: How many units stay, per group name.
 
     Returns:
         The units that go, as packed bits per group name (see `selection.pack`).
     """
-    removable = {name: max(0, score.numel() - min_units) for name, score in scores.items()}
+    removable = {name: max(0, score.numel() - fewest[name]) for name, score in scores.items()}
     emptied: dict[str, Tensor] = {}  # groups that would lose too many, and so lose just as many as they can
     while True:
         free = [name for name in scores if name not in emptied]

@@ -12,14 +12,14 @@ Ratio = float | Mapping[str, float]
 
 
 def removed_per_kind(
-    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: int, kinds: Mapping[str, str]
+    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float, kinds: Mapping[str, str]
 ) -> dict[str, int]:
     """How many units of every kind a mask removes.
 
     Args:
         sizes: Number of units per group name.
         pruning_ratio: Fraction of the units to remove, in [0, 1), or one such number per kind.
-        min_units: How many units of every group must stay, at least 1.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
         kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:
@@ -54,24 +54,37 @@ def ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
     return ratios
 
 
-def check_min_units(min_units: int) -> None:
+def check_min_units(min_units: float) -> None:
     """Make sure that at least one unit of every group stays.
 
     Raises:
-        ConfigError: If it is less than one.
+        ConfigError: If it is neither a number of units nor a fraction.
     """
-    if min_units < 1:
-        raise ConfigError(f"min_units is {min_units}, but must be at least 1, so that no layer vanishes")
+    if not (0 < min_units < 1 or (min_units >= 1 and min_units == int(min_units))):
+        raise ConfigError(
+            f"min_units is {min_units:g}, but must be at least 1, so that no layer vanishes, or a fraction in (0, 1)"
+        )
 
 
-def _count_removed(sizes: list[int], ratio: float, min_units: int) -> int:
+def fewest_units(min_units: float, size: int) -> int:
+    """How many units of a group of `size` must stay, at least 1 and at most all.
+
+    Args:
+        min_units: A number of units, or a fraction of the group, which is rounded up.
+        size: How many there are.
+    """
+    fewest = math.ceil(min_units * size * (1 - 1e-12)) if min_units < 1 else int(min_units)
+    return min(size, max(1, fewest))
+
+
+def _count_removed(sizes: list[int], ratio: float, min_units: float) -> int:
     """How many units a ratio removes of groups of one kind."""
     total = sum(sizes)
-    removable = sum(max(0, size - min_units) for size in sizes)
+    removable = sum(size - fewest_units(min_units, size) for size in sizes)
     count = math.floor(ratio * total * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
     if count > removable:
         raise ConfigError(
-            f"pruning_ratio {ratio} removes {count} of {total} units, but at least {min_units} of each of the "
+            f"pruning_ratio {ratio} removes {count} of {total} units, but at least {min_units:g} of each of the "
             f"{len(sizes)} groups must stay: at most {_floor(removable / total)} is possible"
         )
     return count

@@ -44,7 +44,8 @@ class TicketSearch:
         score: `"auto"` (batch norm or filter norm for channels, else magnitude), a name in `scores.SCORES`, a
             function, or `"taylor"`: |weight x gradient|, summed up over the steps since the last check. It needs
             gradients, so that its first mask is that of the first `update`.
-        min_units: How many units of every group stay, at least 1; retraining may not mend a layer of one unit.
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
+            retraining may not mend a layer of one unit.
 
     Raises:
         UnitsError: If the model has no such units, or its weights are not there, sharded, quantised or adapted.
@@ -78,7 +79,7 @@ class TicketSearch:
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
-        min_units: int = 1,
+        min_units: float = 1,
     ) -> None:
         if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")

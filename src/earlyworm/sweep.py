@@ -69,7 +69,7 @@ class RatioSweep:
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
-        min_units: int = 1,
+        min_units: float = 1,
     ) -> None:
         if len(ratios) < 2 or len(set(ratios)) < len(ratios):
             given = " ".join(map(str, ratios)) or "empty"

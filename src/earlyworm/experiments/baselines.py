@@ -56,7 +56,7 @@ def chosen_at_random(config: RunConfig, units: Units) -> Mask:
     return random_mask(units, config.pruning_ratio, seed=seed, min_units=config.min_units)
 
 
-def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInputs, min_units: int = 1) -> Mask:
+def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInputs, min_units: float = 1) -> Mask:
     """The mask of a uniformly narrower network that has just not more than a number of MACs.
 
     Every group keeps the same fraction of its units, but for rounding and for at most one unit more, by which the MACs
@@ -90,7 +90,7 @@ def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInput
         else:
             enough = middle
     if enough == 1:
-        raise ConfigError(f"macs is {macs}, but {min_units} units in every layer have more: raise it")
+        raise ConfigError(f"macs is {macs}, but {min_units:g} units in every layer have more: raise it")
     mask = uniform_mask(units, enough, min_units=min_units)
     wider = {name: _one_more(mask, name) for name, kept in mask.kept.items() if not kept.all()}
     for name in sorted(wider, key=lambda name: macs_of(wider[name]), reverse=True):

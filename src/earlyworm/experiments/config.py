@@ -122,8 +122,8 @@ class RunConfig:
     """Epochs of retraining after which ratios are ranked by the sum of their training losses."""
     head_ratio: float | None = None
     """Pruning ratio of heads, where it is not that of the other units."""
-    min_units: int = 1
-    """How many units of every layer a mask must keep."""
+    min_units: float = 1.0
+    """How many units of every layer a mask must keep: a number, or a fraction of the layer, in (0, 1)."""
     window: int = 5
     """How many of the latest masks are compared, at least 2; for text 3."""
     epsilon: float = 0.1
@@ -180,9 +180,11 @@ class RunConfig:
         require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
         require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
         require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
+        fit = 0 < self.min_units < 1 or (self.min_units >= 1 and self.min_units == int(self.min_units))
+        require(fit, "min_units", self.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
         require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
         for name in (
-            "batch_size", "accumulation", "round_to", "min_units", "search_epochs", "epochs", "max_length", "rounds",
+            "batch_size", "accumulation", "round_to", "search_epochs", "epochs", "max_length", "rounds",
             "probe_epochs",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

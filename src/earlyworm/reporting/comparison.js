@@ -10,7 +10,7 @@ function withoutHidden(trace) {
   const { method, methods } = trace.meta ?? {};
   if (!methods) return { ...trace, visible: !hidden.has(method) };
   const shown = (row) => row.filter((_, i) => !hidden.has(methods[i]));
-  return { ...trace, x: shown(trace.x), z: trace.z.map(shown), hovertext: trace.hovertext.map(shown) };
+  return { ...trace, x: shown(trace.x), z: trace.z.map(shown), text: trace.text.map(shown) };
 }
 
 function show() {

@@ -105,9 +105,9 @@ def layers_by_method_figure(view: View) -> go.Figure:
     bar = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom", "len": 0.5}
     bar |= {"title": {"text": "units kept", "side": "right"}, "ticksuffix": "%", "xpad": 0, "ypad": 4}
     picture = go.Heatmap(
-        x=[*columns], y=labels, z=rows, hovertext=[[name] * len(columns) for name in names], xgap=1, ygap=1,
+        x=[*columns], y=labels, z=rows, text=[[name] * len(columns) for name in names], xgap=1, ygap=1,
         texttemplate="%{z:.0f}", textfont={"size": 10}, zmin=0, zmax=100, colorscale=SHARES, colorbar=bar,
-        hovertemplate="%{x}<br>%{hovertext}<br>%{z:.1f}% kept<extra></extra>", meta={"methods": [*columns]},
+        hovertemplate="%{x}<br>%{text}<br>%{z:.1f}% kept<extra></extra>", meta={"methods": [*columns]},
     )  # fmt: skip
     figure = go.Figure(picture)
     figure.update_xaxes(type="category", dtick=1, showgrid=False, ticks="")

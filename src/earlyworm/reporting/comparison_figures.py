@@ -39,7 +39,7 @@ def decision_figure(view: View) -> go.Figure:
         trace = go.Scatter(
             x=[flops.mean], y=[accuracy.mean], mode="markers", marker=_marker(view.styles[method], 12),
             error_x=_error(flops, colour), error_y=_error(accuracy, colour),
-            hovertext=_decision_words(method, summaries), hovertemplate="%{hovertext}<extra></extra>",
+            hovertemplate=f"{_decision_words(method, summaries)}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(of_method(trace, method, label=True))
     base = view.summaries[view.baseline]["accuracy_final"].interval if view.baseline in view.summaries else None
@@ -117,8 +117,8 @@ def drop_figure(view: View) -> go.Figure:
         trace = go.Scatter(
             x=means, y=[method] * len(means), mode="lines+markers", line={"color": style.colour, "width": 1},
             marker={"symbol": symbols, "size": 11, "color": style.colour, "line": {"width": 2, "color": style.colour}},
-            hovertext=[f"{_STAGES[name][1]}: {_with_interval(summary)}" for name, summary in stages.items()],
-            hovertemplate=f"{method}<br>%{{hovertext}}<extra></extra>",
+            customdata=[f"{_STAGES[name][1]}: {_with_interval(summary)}" for name, summary in stages.items()],
+            hovertemplate=f"{method}<br>%{{customdata}}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(of_method(trace, method))
     figure.update_xaxes(title="held-out accuracy", tickformat=".0%", rangemode="tozero")

@@ -4,7 +4,7 @@
 const LABEL_SIZE = 12;
 const NARROW = 560;  // pixels: below, names at the ends of lines would take half of the picture
 const pen = document.createElement("canvas").getContext("2d");
-pen.font = `${LABEL_SIZE}px ${base.font.family}`;
+pen.font = `${LABEL_SIZE}px ${family}`;
 const widthOf = (text) => pen.measureText(text).width + 6;
 
 // Names at the ends of lines need room to the right of them.

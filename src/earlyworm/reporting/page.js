@@ -6,12 +6,13 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const darkColours = new Map(Object.values(page.palette));
 const light = (name) => page.palette[name][0];
 
+const family = getComputedStyle(document.body).fontFamily;
 const base = {
   paper_bgcolor: light("paper"), plot_bgcolor: light("paper"), height: 380, template: {},
   hovermode: "x unified", dragmode: false, margin: { l: 16, r: 20, t: 8, b: 8 },
   legend: { orientation: "h", traceorder: "normal", x: 0, y: 1.02, yanchor: "bottom" },
-  font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: light("ink") },
-  hoverlabel: { bgcolor: light("paper"), bordercolor: light("muted"), font: { color: light("ink") } },
+  font: { family, size: 13, color: light("ink") },
+  hoverlabel: { bgcolor: light("paper"), bordercolor: light("muted"), font: { family, color: light("ink") } },
 };
 const axis = {
   gridcolor: light("rule"), linecolor: light("muted"), zeroline: false, fixedrange: true, automargin: true,
@@ -43,12 +44,20 @@ function drawAll() {
   return Promise.all(Object.keys(page.figures).map(draw));
 }
 
-// What the arrow keys walk over: a row per line, per row of a picture, or per bar; of each value its place.
+// A place along an axis of a picture: a number is one, a name counts from 0, and others are evenly spaced.
+const place = (names, first, step, i) => {
+  if (!names) return first + i * step;
+  return typeof names[i] === "number" ? names[i] : i;
+};
+
+// What the arrow keys walk over: a row per line or per row of a picture, and in it what plotly is told to point at.
 function rowsOf(plot) {
   return plot.data.flatMap((trace, curveNumber) => {
     if (trace.visible === false || trace.hoverinfo === "skip" || trace.mode === "text") return [];
-    if (trace.type !== "heatmap") return [trace.x.map((_, pointNumber) => ({ curveNumber, pointNumber }))];
-    return trace.z.map((row, i) => row.map((_, j) => ({ curveNumber, pointNumber: [i, j] })));
+    if (trace.type !== "heatmap") return [trace.x.map((_, pointNumber) => [{ curveNumber, pointNumber }])];
+    return trace.z.map((row, i) => row.map((_, j) => ({
+      xval: place(trace.x, trace.x0, trace.dx, j), yval: place(trace.y, trace.y0, trace.dy, i),
+    })));
   }).filter((row) => row.length);
 }
 
@@ -78,7 +87,7 @@ function readWithKeys(plot) {
       if (!rows.length) return;
       row = clamp(row + step[0], rows.length);
       column = clamp(column + step[1], rows[row].length);
-      Plotly.Fx.hover(plot, [rows[row][column]]);
+      Plotly.Fx.hover(plot, rows[row][column]);
     }
   });
   plot.addEventListener("blur", () => Plotly.Fx.unhover(plot));
