@@ -93,7 +93,7 @@ def first_weights(monkeypatch):
     return states
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """A real browser without a window."""
     chromium = shutil.which("chromium")

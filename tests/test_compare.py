@@ -418,7 +418,7 @@ def test_compare_report_and_inspect(command, copied, nothing_runs):
     assert errors == "grid cells=8\nnote 8 of 8 runs were there already\n"
     assert output.splitlines()[-1] == f"comparison: {grid.directory}"
     assert all(method in output for method in ("narrow", "early-bird", "worm"))
-    names = {"comparison.json", "comparison.csv", "comparison.md", "grid.json"}
+    names = {"comparison.json", "comparison.csv", "comparison.md", "report.html", "grid.json"}
     assert names <= {path.name for path in grid.directory.iterdir()}
     csv = (grid.directory / "comparison.csv").read_bytes()
     (grid.directory / "comparison.csv").unlink()

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from earlyworm.errors import EarlywormError
+from earlyworm.errors import EarlywormError, TicketError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.options import Compare, Report, parse
 
@@ -111,10 +111,14 @@ def _write_reports(comparison: Comparison, folder: Path) -> None:
 
 
 def _mask_of(directory: RunDirectory) -> Mask | None:
-    """The mask of a run's ticket, if there is one."""
+    """The mask of a run's ticket, if there is one that can be read; a page without it still says most."""
     from earlyworm.ticket import Ticket
 
-    return Ticket.load(directory.ticket).mask if directory.ticket.exists() else None
+    try:
+        return Ticket.load(directory.ticket).mask if directory.ticket.exists() else None
+    except TicketError as error:
+        print(f"earlyworm: the report shows no units: {error}", file=sys.stderr)
+        return None
 
 
 def _saved_comparison(path: Path) -> Comparison | None:

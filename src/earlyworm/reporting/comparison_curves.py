@@ -102,17 +102,15 @@ def layers_by_method_figure(view: View) -> go.Figure:
         if tickets
     }
     rows = [[round(share, 1) for share in row] for row in zip(*columns.values(), strict=True)]
-    bar = {"orientation": "h", "thickness": 10, "x": 0, "xanchor": "left", "y": 1.01, "yanchor": "bottom", "len": 0.5}
-    bar |= {"title": {"text": "units kept", "side": "right"}, "ticksuffix": "%", "xpad": 0, "ypad": 4}
     picture = go.Heatmap(
         x=[*columns], y=labels, z=rows, text=[[name] * len(columns) for name in names], xgap=1, ygap=1,
-        texttemplate="%{z:.0f}", textfont={"size": 10}, zmin=0, zmax=100, colorscale=SHARES, colorbar=bar,
+        texttemplate="%{z:.0f}", textfont={"size": 10}, zmin=0, zmax=100, colorscale=SHARES, showscale=False,
         hovertemplate="%{x}<br>%{text}<br>%{z:.1f}% kept<extra></extra>", meta={"methods": [*columns]},
     )  # fmt: skip
     figure = go.Figure(picture)
     figure.update_xaxes(type="category", dtick=1, showgrid=False, ticks="")
     figure.update_yaxes(type="category", autorange="reversed", dtick=1, showgrid=False, ticks="")
-    return figure.update_layout(hovermode="closest", height=170 + 24 * max(len(names), 3))
+    return figure.update_layout(hovermode="closest", height=120 + 24 * max(len(names), 3))
 
 
 def _tickets(view: View) -> dict[str, list[dict[str, tuple[int, int]]]]:

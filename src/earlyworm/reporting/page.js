@@ -32,8 +32,8 @@ let afterDrawing = (plot) => plot;
 
 function draw(id) {
   const { data, layout } = page.figures[id];
-  // A square picture is as high as it is wide, up to its `meta.square`, and has its scale above it and its axis below.
-  const square = layout.meta?.square && Math.min(document.getElementById(id).clientWidth, layout.meta.square) + 60;
+  // A square picture has about as much beside it as below it; `meta.square` is how high it gets at most.
+  const square = layout.meta?.square && Math.min(document.getElementById(id).clientWidth, layout.meta.square) + 10;
   const whole = { ...base, ...layout, xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis } };
   if (square) whole.height = square;
   return Plotly.react(id, paint(data), paint(whole), { displayModeBar: false, responsive: true })

@@ -12,16 +12,6 @@ from earlyworm.masks import Mask
 from earlyworm.reporting.palette import DISTANCES, INK, RULE, TICKET
 
 MOST_CELLS = 512  # in a row of units: more would be finer than the pixels of a page
-_SCALE_LINE = {
-    "orientation": "h",
-    "thickness": 10,
-    "x": 0,
-    "xanchor": "left",
-    "y": 1.01,
-    "yanchor": "bottom",
-    "xpad": 0,
-    "ypad": 4,
-}
 _BARE = {"showgrid": False, "showline": False, "showticklabels": False, "ticks": ""}
 
 
@@ -33,10 +23,8 @@ def matrix_figure(result: RunResult) -> go.Figure:
     epochs = [check.epoch for check in search.history][-len(rows) :]
     places = range(len(rows))
     full = [[0.0 if i == j else round(rows[max(i, j)][min(i, j)], 4) for j in places] for i in places]
-    bar = {**_SCALE_LINE, "title": {"text": "mask distance", "side": "right"}, "len": 0.5}
-    figure = go.Figure(
-        go.Heatmap(x=epochs, y=epochs, z=full, zmin=0, colorscale=DISTANCES, colorbar=bar, xgap=1, ygap=1)
-    )
+    figure = go.Figure(go.Heatmap(x=epochs, y=epochs, z=full, zmin=0, colorscale=DISTANCES, xgap=1, ygap=1))
+    figure.update_traces(showscale=False)  # the page has a scale that fits a phone
     figure.update_traces(hovertemplate="epochs %{y} and %{x}<br>distance %{z:.3f}<extra></extra>")
     if search.emerged and len(epochs) >= window:
         # Masks are evenly spaced but for the last one, so that half a space lies to each side of all but the last.
