@@ -18,10 +18,10 @@ from string import Template
 from typing import NamedTuple
 
 import earlyworm.cli
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.grid import Grid
+from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.errors import EarlywormError
-from earlyworm.experiments.comparison import Comparison, Setting
-from earlyworm.experiments.grid import Grid
-from earlyworm.experiments.grid_file import read_grid
 from evidence_curves import growth_figure, ratio_figure
 from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_settings import among, over_ratios, over_sizes

@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from earlyworm.experiments.comparison import Comparison, Setting
-from earlyworm.experiments.quantities import QUANTITIES, Quantity
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.quantities import QUANTITIES, Quantity
+from earlyworm.comparisons.statistics import Paired, Summary, bootstrap_interval, summarise
 from earlyworm.experiments.results import RunResult
-from earlyworm.experiments.statistics import Paired, Summary, bootstrap_interval, summarise
 
 EARLY_BIRD, WORM, DENSE = "early-bird", "worm", "dense"
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.reporting.palette import INK
 from evidence_drawing import label_ends, looks, new_axes, new_figure, percents, point_style, svg
 from evidence_figures import mean_over, note, reach, seeds, shifts

@@ -5,9 +5,9 @@ from statistics import fmean
 
 import numpy as np
 
-from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.quantities import is_pruned
 from earlyworm.experiments.names import SEARCHES
-from earlyworm.experiments.quantities import is_pruned
 from earlyworm.experiments.results import RunResult
 from evidence_claims import Mean, mean_of, quantity
 from evidence_drawing import (

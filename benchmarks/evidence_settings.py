@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.comparisons.comparison import Comparison, Setting
 
 _NOTHING = {"ratio": "chosen", "limit": "none"}  # what None says
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earlyworm.comparisons.comparison import Comparison
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.comparison import Comparison
 
 HERE = Path(__file__).parent
 GRIDS = HERE / "comparisons"

@@ -4,9 +4,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from earlyworm.experiments.comparison import Comparison, Setting
-from earlyworm.experiments.quantities import Unit
-from earlyworm.experiments.statistics import Summary, ranking_agreement
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.quantities import Unit
+from earlyworm.comparisons.statistics import Summary, ranking_agreement
 from earlyworm.reporting.comparison_tables import comparison_markdown
 from earlyworm.reporting.formats import percent, points, si
 from evidence_claims import (

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import earlyworm as ew
+from earlyworm.comparisons.grid import Grid
+from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
-from earlyworm.experiments.grid import Grid
-from earlyworm.experiments.grid_file import read_grid
 from earlyworm.experiments.run import make_accelerator
 from earlyworm.experiments.run_directory import RunDirectory, build_network
 from earlyworm.experiments.training import Pace, Progress, make_optimizer, train_steps

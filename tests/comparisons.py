@@ -2,7 +2,7 @@
 
 import math
 
-from earlyworm.experiments.comparison import Comparison, Outcome, Setting
+from earlyworm.comparisons.comparison import Comparison, Outcome, Setting
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import (

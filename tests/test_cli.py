@@ -15,8 +15,8 @@ from PIL import Image
 
 import earlyworm.experiments.bench
 from earlyworm import cli
+from earlyworm.comparisons.grid import OPTIONS
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.grid import OPTIONS
 from earlyworm.experiments.run_directory import RunDirectory
 from runs import classifier_directory, options, small, tree
 from test_config import OTHER

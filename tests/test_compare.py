@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from earlyworm import cli
+from earlyworm.comparisons.compare import compare
+from earlyworm.comparisons.comparison import Comparison
+from earlyworm.comparisons.grid import Grid
+from earlyworm.comparisons.worker import Reporter, run_cell
+from earlyworm.comparisons.workers import Event, Workers, threads_of_a_job
 from earlyworm.errors import ConfigError, RunError
-from earlyworm.experiments.compare import compare
-from earlyworm.experiments.comparison import Comparison
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.grid import Grid
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
-from earlyworm.experiments.worker import Reporter, run_cell
-from earlyworm.experiments.workers import Event, Workers, threads_of_a_job
 from runs import SMALL, elsewhere, outcome
 from runs import copied as copied_run
 
@@ -117,13 +117,13 @@ class Inline:
 @pytest.fixture
 def inline(monkeypatch):
     """Comparisons start no processes, which would import everything anew."""
-    monkeypatch.setattr("earlyworm.experiments.compare.Workers", Inline)
+    monkeypatch.setattr("earlyworm.comparisons.compare.Workers", Inline)
 
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """Comparisons start nothing at all."""
-    monkeypatch.setattr("earlyworm.experiments.compare.Workers", None)
+    monkeypatch.setattr("earlyworm.comparisons.compare.Workers", None)
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +453,7 @@ def test_a_comparison_of_processes_that_something_else_has_started(command, monk
 
 
 def test_another_comparison_at_work(copied, monkeypatch):
-    monkeypatch.setattr("earlyworm.experiments.compare.LOCK_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("earlyworm.comparisons.compare.LOCK_PATIENCE_SECONDS", 0.1)
     with RunDirectory(copied.directory).claimed(), pytest.raises(RunError, match="another process is at work"):
         compare(copied)
 
@@ -462,7 +462,7 @@ def test_another_comparison_at_work(copied, monkeypatch):
 
 
 def test_shares_of_the_cores(monkeypatch):
-    monkeypatch.setattr("earlyworm.experiments.workers.cores", lambda: 8)
+    monkeypatch.setattr("earlyworm.comparisons.workers.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert [threads_of_a_job(jobs) for jobs in (1, 3, 8)] == [8, 2, 1]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -484,7 +484,7 @@ class Started:
 
 def test_each_worker_has_its_share_and_its_gpu(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("earlyworm.experiments.workers.cores", lambda: 8)
+    monkeypatch.setattr("earlyworm.comparisons.workers.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **how: started.append(Started(*args, **how)) or started[-1])
     with Workers(4, tmp_path, ["0", "GPU-5"]) as workers:

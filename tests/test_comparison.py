@@ -6,8 +6,8 @@ import json
 import pytest
 
 from comparisons import comparison_of, made_up, undone
+from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.errors import RunError
-from earlyworm.experiments.comparison import Comparison, Setting
 
 COMPARISON = comparison_of(
     made_up("early-bird", 0),

@@ -3,8 +3,8 @@
 import pytest
 
 from comparisons import comparison_of, made_up, undone
+from earlyworm.comparisons.comparison import Comparison
 from earlyworm.errors import RunError
-from earlyworm.experiments.comparison import Comparison
 from earlyworm.reporting.comparison_report import write_comparison_report
 
 FIGURES = {"decision", "curves", "distances", "emergence", "drop", "layers"}

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from comparisons import comparison_of, made_up, outcome_of, undone
-from earlyworm.experiments.quantities import QUANTITIES
+from earlyworm.comparisons.quantities import QUANTITIES
 from earlyworm.reporting.comparison_tables import (
     comparison_csv,
     comparison_markdown,

@@ -11,11 +11,11 @@ import pytest
 import evidence
 import evidence_store
 from comparisons import comparison_of, made_up, outcome_of, undone
+from earlyworm.comparisons.comparison import Comparison
+from earlyworm.comparisons.grid import Grid
+from earlyworm.comparisons.grid_file import read_grid
+from earlyworm.comparisons.statistics import Paired
 from earlyworm.errors import RunError
-from earlyworm.experiments.comparison import Comparison
-from earlyworm.experiments.grid import Grid
-from earlyworm.experiments.grid_file import read_grid
-from earlyworm.experiments.statistics import Paired
 from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
 from evidence_curves import growth_figure, ratio_figure
 from evidence_drawing import spread_apart

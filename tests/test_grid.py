@@ -9,12 +9,12 @@ import pytest
 
 from comparisons import made_up
 from earlyworm import cli
+from earlyworm.comparisons.agreement import budget_differences
+from earlyworm.comparisons.grid import METHODS, SEEDS, Grid
+from earlyworm.comparisons.grid_file import read_grid
+from earlyworm.comparisons.grid_methods import GridMethod
 from earlyworm.errors import ConfigError, DataError
-from earlyworm.experiments.agreement import budget_differences
 from earlyworm.experiments.config import SEARCHES, RunConfig
-from earlyworm.experiments.grid import METHODS, SEEDS, Grid
-from earlyworm.experiments.grid_file import read_grid
-from earlyworm.experiments.grid_methods import GridMethod
 from earlyworm.options import Compare
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from comparisons import made_up, outcome_of, undone
-from earlyworm.experiments.grid import Grid
+from earlyworm.comparisons.grid import Grid
 from earlyworm.reporting.grid_display import GridDisplay
 
 CHECK = {"epoch": 2.5, "loss": 0.75, "distance_mean": 0.123, "distance_max": 0.2, "accuracy": 0.9}

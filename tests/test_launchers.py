@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from earlyworm.comparisons.compare import compare
+from earlyworm.comparisons.launchers import Submitit
+from earlyworm.comparisons.workers import cores
 from earlyworm.errors import ConfigError, RunError
-from earlyworm.experiments.compare import compare
-from earlyworm.experiments.launchers import Submitit
 from earlyworm.experiments.run import run
-from earlyworm.experiments.workers import cores
 from earlyworm.options import parse
 from runs import elsewhere, outcome
 from test_compare import BRIEF, Watched, grid_of, states, stub, workers_of

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from comparisons import DENSE, FLOPS_PER_EPOCH, comparison_of, made_up, undone
-from earlyworm.experiments.quantities import QUANTITIES, Reading, training_speed
-from earlyworm.experiments.statistics import (
+from earlyworm.comparisons.quantities import QUANTITIES, Reading, training_speed
+from earlyworm.comparisons.statistics import (
     Paired,
     Summary,
     bootstrap_interval,

@@ -15,7 +15,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.options import Compare, Report, parse
 
 if TYPE_CHECKING:
-    from earlyworm.experiments.comparison import Comparison
+    from earlyworm.comparisons.comparison import Comparison
     from earlyworm.experiments.run_directory import RunDirectory
     from earlyworm.masks import Mask
 
@@ -79,7 +79,7 @@ def _run(config: RunConfig) -> None:
 
 def _compare(options: Compare) -> int:
     """`earlyworm compare`."""
-    from earlyworm.experiments.compare import compare
+    from earlyworm.comparisons.compare import compare
     from earlyworm.reporting.comparison_tables import comparison_table
     from earlyworm.reporting.grid_display import GridDisplay
 
@@ -123,7 +123,7 @@ def _mask_of(directory: RunDirectory) -> Mask | None:
 
 def _saved_comparison(path: Path) -> Comparison | None:
     """The comparison that lies in a directory, if there is one."""
-    from earlyworm.experiments.comparison import Comparison
+    from earlyworm.comparisons.comparison import Comparison
 
     there = any((path / name).exists() for name in ("comparison.json", "grid.json"))
     return Comparison.load(path / "comparison.json") if there else None

@@ -17,12 +17,12 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from earlyworm.comparisons.grid import METHODS, OPTIONS, SEEDS, Grid
+from earlyworm.comparisons.grid_file import read_grid
+from earlyworm.comparisons.workers import check_jobs
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.grid import METHODS, OPTIONS, SEEDS, Grid
-from earlyworm.experiments.grid_file import read_grid
 from earlyworm.experiments.names import task_by_name
-from earlyworm.experiments.workers import check_jobs
 
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
 _STYLE = re.compile(r"\x1b\[[\d;]*m")  # its colours, if standard output is a terminal

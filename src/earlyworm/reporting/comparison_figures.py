@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from earlyworm.experiments.statistics import Summary
+from earlyworm.comparisons.statistics import Summary
 from earlyworm.reporting.comparison_view import View
 from earlyworm.reporting.formats import percent, points, si
 from earlyworm.reporting.method_styles import MethodStyle

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from earlyworm.experiments.comparison import Comparison, Outcome, Setting
+from earlyworm.comparisons.comparison import Comparison, Outcome, Setting
 from earlyworm.experiments.results import RunResult
 from earlyworm.reporting.comparison_curves import curves_figure, distances_figure, layers_by_method_figure, layers_shown
 from earlyworm.reporting.comparison_figures import decision_figure, drop_figure, emergence_figure

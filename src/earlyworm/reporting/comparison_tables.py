@@ -17,10 +17,10 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from earlyworm.experiments.comparison import Comparison, Outcome, Setting
-from earlyworm.experiments.quantities import QUANTITIES, training_speed
+from earlyworm.comparisons.comparison import Comparison, Outcome, Setting
+from earlyworm.comparisons.quantities import QUANTITIES, training_speed
+from earlyworm.comparisons.statistics import Interval, Summary, summarise
 from earlyworm.experiments.results import RunResult
-from earlyworm.experiments.statistics import Interval, Summary, summarise
 from earlyworm.reporting.comparison_words import how_compared, what_is_missing
 from earlyworm.reporting.formats import percent, points, seconds, si, spread
 

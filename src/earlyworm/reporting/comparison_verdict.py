@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from earlyworm.experiments.statistics import Paired
+from earlyworm.comparisons.statistics import Paired
 from earlyworm.reporting.comparison_view import View
 from earlyworm.reporting.formats import points
 

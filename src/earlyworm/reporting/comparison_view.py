@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from earlyworm.experiments.comparison import Comparison, Setting
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.statistics import Summary, summarise
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
-from earlyworm.experiments.statistics import Summary, summarise
 from earlyworm.reporting.method_styles import MethodStyle, method_styles
 
 

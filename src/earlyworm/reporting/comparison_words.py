@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from earlyworm.experiments.comparison import Comparison, Setting
-from earlyworm.experiments.quantities import is_pruned
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.quantities import is_pruned
+from earlyworm.comparisons.statistics import ranking_agreement
 from earlyworm.experiments.results import RunResult
-from earlyworm.experiments.statistics import ranking_agreement
 from earlyworm.reporting.formats import epochs
 
 _FEW_SEEDS = 10

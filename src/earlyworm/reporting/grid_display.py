@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from earlyworm.experiments.comparison import Outcome
-from earlyworm.experiments.grid import Cell
+from earlyworm.comparisons.comparison import Outcome
+from earlyworm.comparisons.grid import Cell
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from earlyworm.experiments.comparison import Comparison
+from earlyworm.comparisons.comparison import Comparison
 
 # What the settings, labels and commands of a comparison tell of a run anyway.
 _TOLD = frozenset({"method", "model", "data", "ratio", "limit", "seed", "output", "overwrite", "track"})

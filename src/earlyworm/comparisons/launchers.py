@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from earlyworm.comparisons.worker import DONE, FAILED, Reporter, run_cell
+from earlyworm.comparisons.workers import Event, check_jobs, cores, threads_of_a_job
 from earlyworm.errors import RunError, first_line
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.worker import DONE, FAILED, Reporter, run_cell
-from earlyworm.experiments.workers import Event, check_jobs, cores, threads_of_a_job
 
 if TYPE_CHECKING:
     from submitit import Job

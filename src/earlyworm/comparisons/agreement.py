@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from earlyworm.experiments.comparison import Outcome, Setting
-from earlyworm.experiments.grid import Cell
+from earlyworm.comparisons.comparison import Outcome, Setting
+from earlyworm.comparisons.grid import Cell
 
 # Options of data, network and budget; all others may differ between methods.
 _SAME = (

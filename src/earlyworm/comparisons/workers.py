@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from earlyworm.comparisons.worker import DONE, FAILED
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.worker import DONE, FAILED
 
 _FAREWELL_SECONDS = 5.0
 
@@ -128,7 +128,7 @@ class Workers:
         with log.open("a") as file:
             popen = subprocess.Popen(
                 # What lies in the folder of work must not be imported instead of what is meant.
-                [sys.executable, "-P", "-m", "earlyworm.experiments.worker", str(self._threads)],
+                [sys.executable, "-P", "-m", "earlyworm.comparisons.worker", str(self._threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

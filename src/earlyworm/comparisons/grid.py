@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from earlyworm.comparisons.comparison import Setting
+from earlyworm.comparisons.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.comparison import Setting
 from earlyworm.experiments.config import RunConfig, option_words
-from earlyworm.experiments.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
 from earlyworm.experiments.names import SEARCHES, Task, check_data_name, suggest, task_by_name
 from earlyworm.experiments.results import RunResult
 

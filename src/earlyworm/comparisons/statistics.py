@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from earlyworm.experiments.comparison import Comparison, Setting
-from earlyworm.experiments.quantities import QUANTITIES, Quantity, Reading, training_speed
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.quantities import QUANTITIES, Quantity, Reading, training_speed
 from earlyworm.experiments.results import RunResult
 
 _RESAMPLES = 4999

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from earlyworm.comparisons.agreement import budget_differences, circumstances, data_differences
+from earlyworm.comparisons.comparison import Comparison, Outcome
+from earlyworm.comparisons.grid import Cell, Grid
+from earlyworm.comparisons.worker import DONE, FAILED, LOCK_PATIENCE_SECONDS
+from earlyworm.comparisons.workers import Event, Workers, cores, visible_gpus
 from earlyworm.errors import ConfigError, EarlywormError, RunError
-from earlyworm.experiments.agreement import budget_differences, circumstances, data_differences
 from earlyworm.experiments.claim import claim
-from earlyworm.experiments.comparison import Comparison, Outcome
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.grid import Cell, Grid
 from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run_directory import RunDirectory
-from earlyworm.experiments.worker import DONE, FAILED, LOCK_PATIENCE_SECONDS
-from earlyworm.experiments.workers import Event, Workers, cores, visible_gpus
 
 
 class Watcher(Protocol):
@@ -230,7 +230,7 @@ def _engine(folder: Path, cells: Sequence[Cell], jobs: int | None, launcher: Lit
     """What does the runs."""
     gpus = visible_gpus() if any(cell.config.device == "auto" for cell in cells) else []
     if launcher == "submitit":
-        from earlyworm.experiments.launchers import Submitit
+        from earlyworm.comparisons.launchers import Submitit
 
         return Submitit(folder / "jobs", jobs, len(gpus))
     return Workers(jobs or min(len(gpus), cores()) or cores(), folder / "logs", gpus)
