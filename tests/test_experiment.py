@@ -273,7 +273,7 @@ def test_a_ticket_that_does_not_emerge(tmp_path, untrained_after):
     assert drawn.ticket is not None
     assert len(drawn.accuracy.recovery) == 2
     assert not Ticket.load(directory.ticket).emerged
-    assert "drawn by force" in Ticket.load(directory.ticket).describe()
+    assert "drawn without having emerged" in Ticket.load(directory.ticket).describe()
     assert held_out_accuracy(forced) == drawn.accuracy.final
     assert run(config) == drawn  # and there it stays
 

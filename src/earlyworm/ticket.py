@@ -104,7 +104,7 @@ class Ticket:
 
     def describe(self) -> str:
         """What the ticket is, in words."""
-        how = "emerged" if self.emerged else "was drawn"
+        how = "emerged" if self.emerged else "was drawn without having emerged"
         distances = ", ".join(f"{distance:.3f}" for distance in self.distances) or "none"
         kept = {name: f"{int(mask.sum())} of {mask.numel()}" for name, mask in self.mask.kept.items()}
         kinds = " and ".join(dict.fromkeys(self.units.kinds.values()))
