@@ -88,7 +88,7 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
             rounds=tuple(found.rounds),
         ),
         accuracy=AccuracyResult(
-            before=history[-1].accuracy,
+            before=next(check.accuracy for check in reversed(history) if check.accuracy is not None),
             pruned=found.pruned,
             recovery=accuracies,
             final=accuracies[-1] if accuracies else found.pruned,

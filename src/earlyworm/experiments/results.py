@@ -24,7 +24,7 @@ class CheckRecord:
         chi: What gradients of static units are multiplied by from here on; 1 is no truncation.
         truncated: How many units are static from here on; 0 while chi is 1.
         loss: Mean training loss since the last check; None at the first.
-        accuracy: Held-out accuracy, in [0, 1].
+        accuracy: Held-out accuracy, in [0, 1]; None at checks within an epoch, unless a ticket was drawn there.
     """
 
     epoch: float
@@ -33,7 +33,7 @@ class CheckRecord:
     chi: float
     truncated: int
     loss: float | None
-    accuracy: float
+    accuracy: float | None
 
 
 @dataclass(frozen=True)

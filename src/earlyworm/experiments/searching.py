@@ -79,11 +79,12 @@ def train_dense(
     bench.observer.stage("search", pace.epochs(last), pace.epochs(found.steps))
     with search.attach(optimizer), _extruded(bench, search, optimizer, found.steps, last):
         if not found.history:
-            _record(bench, found, search, model, None)
+            _record(bench, found, search, None, _accuracy(bench, model))
         while not search.emerged and found.steps < last:
             start = time.perf_counter()
             steps = min(pace.check_steps, last - found.steps)
             loss = bench.train(model, prepared, "search", found.steps, steps, schedule)
+            emerged = _emerged(search)
             search.update()
             found.steps += steps
             found.seconds += time.perf_counter() - start
@@ -91,7 +92,9 @@ def train_dense(
             found.overhead_seconds, found.overhead_flops = search.overhead.seconds, search.overhead.flops
             if config.retrain_from == "emergence" and config.method != "late":
                 found.progress = schedule.after(found.steps)
-            _record(bench, found, search, model, loss)
+            # Not at every check: there may be many in an epoch, and each evaluation can take as long as they do.
+            due = found.steps == last or _emerged(search) > emerged or bench.pace.epoch_ends(found.steps, steps)
+            _record(bench, found, search, loss, _accuracy(bench, model) if due else None)
             if checked:
                 checked(found)
             bench.checkpoint({
@@ -139,10 +142,19 @@ def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None
     return search.draw(force=config.force_draw) if search.emerged or config.force_draw else None
 
 
+def _emerged(search: TicketSearch | RatioSweep) -> int:
+    """How many tickets have emerged."""
+    return sum(one.emerged for one in (search.searches.values() if isinstance(search, RatioSweep) else [search]))
+
+
+def _accuracy(bench: Bench, model: nn.Module) -> float:
+    return evaluate(model, bench.data, bench.config, bench.accelerator)
+
+
 def _record(
-    bench: Bench, found: Found, search: TicketSearch | RatioSweep, model: nn.Module, loss: float | None
+    bench: Bench, found: Found, search: TicketSearch | RatioSweep, loss: float | None, accuracy: float | None
 ) -> None:
-    """Evaluate after a check, and tell and log everything about it."""
+    """Tell and log everything about a check."""
     check = search.history[-1] if search.history else Check(-1, None, None, 1.0, 0)  # some scores need gradients
     new = check.step == search.steps  # in a sweep, the lowest ratio may have emerged before others
     if not new:
@@ -154,7 +166,7 @@ def _record(
         chi=check.chi,
         truncated=check.truncated,
         loss=loss,
-        accuracy=evaluate(model, bench.data, bench.config, bench.accelerator),
+        accuracy=accuracy,
     )
     found.history.append(asdict(record))
     if new and search.mask.units <= _KEPT_UNITS:

@@ -79,6 +79,10 @@ class Pace:
         """How many epochs `steps` are."""
         return steps / self.steps_per_epoch
 
+    def epoch_ends(self, done: int, steps: int) -> bool:
+        """Whether an epoch has ended within the last `steps` of `done` steps."""
+        return done // self.steps_per_epoch > (done - steps) // self.steps_per_epoch
+
 
 def check_batch(model: nn.Module, inputs: ExampleInputs) -> None:
     """Make sure that `model` can be trained on as few examples as a process sees at once.

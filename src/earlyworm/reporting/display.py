@@ -90,11 +90,12 @@ class Display:
         if record.loss is not None:
             self.progress(record.epoch, record.loss)
         self._readings |= {
-            "accuracy": f"{record.accuracy:.1%}",
             "distance": f"{_number(record.distance_mean, 3)}, max {_number(record.distance_max, 3)}",
             "chi": f"{record.chi:.3g}",
             "truncated": str(record.truncated),
         }
+        if record.accuracy is not None:
+            self._readings["accuracy"] = f"{record.accuracy:.1%}"
         self._line(
             "check",
             epoch=f"{record.epoch:.4g}",

@@ -29,9 +29,9 @@ class LearningCurve(NamedTuple):
 def learning_curve(result: RunResult) -> LearningCurve:
     """The accuracies of one run, in order."""
     search, accuracy, drawn = result.search, result.accuracy, draw_epoch(result)
-    epochs = [check.epoch for check in search.history]
+    evaluated = {check.epoch: check.accuracy for check in search.history if check.accuracy is not None}
+    epochs, values = list(evaluated), list(evaluated.values())
     flops = [search.train_flops * epoch / drawn if drawn else 0.0 for epoch in epochs]
-    values = [check.accuracy for check in search.history]
     if accuracy.pruned is not None:
         length = retrain_length(result)
         taken = [min(float(epoch), length) for epoch in range(len(accuracy.recovery) + 1)]

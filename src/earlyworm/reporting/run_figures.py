@@ -41,7 +41,7 @@ def distance_figure(result: RunResult) -> go.Figure:
 def accuracy_figure(result: RunResult) -> go.Figure:
     """Held-out accuracy through search, pruning and retraining."""
     config, accuracy, drawn = result.config, result.accuracy, draw_epoch(result)
-    before = {check.epoch: check.accuracy for check in result.search.history}
+    before = {check.epoch: check.accuracy for check in result.search.history if check.accuracy is not None}
     ends = [drawn + min(epoch, retrain_length(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
     after = dict(zip(ends, accuracy.recovery, strict=True))
     if result.ticket is not None and not pruned_in_training(result):
