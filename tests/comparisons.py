@@ -154,7 +154,7 @@ def _history(
     for epoch in range(end + 1):
         window = distances[epoch][-(config.window - 1) :] if distances else ()
         mean = sum(window) / len(window) if window else None
-        if config.method == "worm" and triggered is None and mean is not None and mean < config.trigger:
+        if config.method == "worm" and triggered is None and mean is not None and mean < config.effective_trigger:
             triggered = float(epoch)
         chi = {"constant": 0.1, "greedy": min(1.0, mean or 1.0), "worm": 1.0 if triggered is None else 0.003}
         factor = chi.get(config.method, 1.0) if truncates else 1.0

@@ -70,6 +70,14 @@ class Recorder:
         return [event[1:] for event in self.events if event[0] == kind]
 
 
+def run_interrupted(config, *stops):
+    """Do a run that is interrupted at each of these events, one after the other, and then goes on to its end."""
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, Recorder(stop))
+    return run(config)
+
+
 def interrupt_at_step(step, config, monkeypatch):
     """Begin a run that is interrupted right after an optimizer step, counted from 0."""
     recorder, taken = Recorder(), []

@@ -18,7 +18,7 @@ from earlyworm.experiments.models import REFERENCE, initialise_
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.ticket import Ticket
-from runs import Recorder, copied, outcome, small
+from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
 
 METHODS = ("dense", "narrow", "random", "late", "imp", "rst")
 
@@ -288,12 +288,10 @@ def test_an_interrupted_baseline_goes_on_to_the_same_result(done, tmp_path, meth
     config, _ = done[method]
     expected = outcome(config)
     recorder = Recorder()
-    run(dataclasses.replace(config, output=str(tmp_path / "counted")), recorder)
+    run(elsewhere(config, tmp_path / "counted"), recorder)
     for stop in range(1, len(recorder.events), 4):
-        again = dataclasses.replace(config, output=str(tmp_path / str(stop)))
-        with pytest.raises(KeyboardInterrupt):
-            run(again, Recorder(stop))
-        run(again)
+        again = elsewhere(config, tmp_path / str(stop))
+        run_interrupted(again, stop)
         assert outcome(again) == expected
 
 

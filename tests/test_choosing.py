@@ -10,7 +10,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, load_network
 from earlyworm.ticket import Ticket
-from runs import Recorder, copied, outcome, small
+from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
 
 RATIOS = (0.25, 0.5, 0.75)
 
@@ -45,7 +45,7 @@ def test_every_candidate_is_what_a_run_of_its_own_would_be(chosen, tmp_path):
     config, result, _ = chosen
     for candidate in result.candidates:
         if candidate.epoch is not None:
-            alone = run(dataclasses.replace(config, output=str(tmp_path), ratios=(), ratio=candidate.ratio))
+            alone = run(elsewhere(config, tmp_path, ratios=(), ratio=candidate.ratio))
             assert alone.search.epoch == candidate.epoch
             assert alone.accuracy.pruned == candidate.pruned
             assert alone.accuracy.losses[:1] == candidate.losses
@@ -70,10 +70,8 @@ def test_an_interrupted_choice_goes_on_to_the_same_result(chosen, tmp_path):
     config, _, recorder = chosen
     expected = outcome(config)
     for stop in range(2, len(recorder.events), 6):
-        again = dataclasses.replace(config, output=str(tmp_path / str(stop)))
-        with pytest.raises(KeyboardInterrupt):
-            run(again, Recorder(stop))
-        run(again)
+        again = elsewhere(config, tmp_path / str(stop))
+        run_interrupted(again, stop)
         assert outcome(again) == expected
 
 

@@ -23,12 +23,13 @@ OTHER = {
     "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
-    "greedy_first": True, "classes": (3, 1),
+    "greedy_first": True, "classes": (3, 1), "validation": 50,
 }  # fmt: skip
 # Those of one method each.
 BASELINES = {
     "draw_epoch": (1.5, "rst"), "macs": (1000, "narrow"), "rounds": (5, "imp"), "rewind_epoch": (0.5, "imp"),
     "extrusion": (0.5, "rst"), "match": ("flops", "late"), "ratios": ((0.3, 0.5), "worm"), "probe_epochs": (1, "worm"),
+    "half_life": (2.0, "fade"),
 }  # fmt: skip
 TEXT = {
     **OTHER, "task": "text", "model": "owner/encoder", "data": "csv:reviews of films.csv", "optimizer": "sgd",
@@ -69,6 +70,8 @@ IMPOSSIBLE = [
     ("rewind_epoch", 1.0, "0 for worm"),
     *(("rewind_epoch", value, "0 or more, and below the epochs of a round (7.5)") for value in (-1.0, 7.5)),
     ("rounds", 0, "at least 1"),
+    ("half_life", 0.0, "above 0"),
+    ("validation", 0, "above 0"),
     ("extrusion", -0.5, "0 or more"),
     *(("ratio", value, "in [0, 1)") for value in (-0.1, 1.0, 1, 2.5)),
     *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),
@@ -146,6 +149,29 @@ def test_options_of_one_method(values, parts):
 )  # fmt: skip
 def test_when_the_ticket_is_drawn(method, values, epoch):
     assert RunConfig(method=method, **values).drawn_at == epoch
+
+
+@pytest.mark.parametrize(
+    ("config", "trigger", "chi"),
+    [
+        (RunConfig(), 0.15, 0.003), (RunConfig(method="fade"), 0.3, 0.0), (RunConfig(method="greedy"), None, None),
+        (RunConfig(method="constant", trigger=0.5), None, 0.1), (RunConfig(method="fade", trigger=0.5), 0.5, 0.0),
+        (RunConfig.for_text(), 0.15, 0.01), (RunConfig.for_text(units=("weights",)), 0.015, 0.01),
+    ],
+)  # fmt: skip
+def test_what_a_method_does_with_static_units_unless_it_is_told(config, trigger, chi):
+    assert (config.effective_trigger, config.effective_chi) == (trigger, chi)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "imp", "sparsity_penalty": 0.1}, "sparsity_penalty is 0.1, but must be 0 for imp, whose units"),
+        ({"method": "fade", "chi": 1.0}, "chi is 1.0, but must be below 1 for fade"),
+    ],
+)
+def test_what_a_method_cannot_do(values, message):
+    assert message in refused(**values)
 
 
 def test_retraining_epochs_free_the_search_of_the_budget():

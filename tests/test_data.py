@@ -104,6 +104,31 @@ def test_limit_takes_the_same_subset_of_the_training_images_alone():
     assert torch.equal(load_images("digits", limit=10_000).train_images, whole.train_images)
 
 
+def test_validation_images_are_training_images_that_nothing_is_trained_on():
+    whole, limited = load_images("digits", limit=None), load_images("digits", limit=500)
+    some, all_others = (load_images("digits", limit=limit, validation=200) for limit in (500, None))
+    assert torch.equal(some.train_images, limited.train_images)  # the same as when it counts
+    assert len(some.test_labels) == 200
+    assert len(all_others.train_labels) == len(whole.train_labels) - 200
+    assert torch.equal(some.test_images, all_others.test_images)
+    held, trained, before = (
+        {image.numpy().tobytes() for image in images}
+        for images in (some.test_images, all_others.train_images, whole.train_images)
+    )
+    assert not held & trained
+    assert held | trained == before
+    assert some.split == "held out are 200 images of digits for validation"
+
+
+@pytest.mark.parametrize(("limit", "validation", "most"), [(500, 938, None), (500, 939, 938), (None, 1438, 1437)])
+def test_validation_leaves_images_to_train_on(limit, validation, most):
+    if most is None:
+        assert len(load_images("digits", limit=limit, validation=validation).train_labels) == limit
+        return
+    with pytest.raises(ConfigError, match=f"validation is {validation}, but must be at most {most}: 1438 images"):
+        load_images("digits", limit=limit, validation=validation)
+
+
 def test_some_classes_alone_are_numbered_anew():
     whole, some = load_images("digits", limit=None), load_images("digits", limit=None, classes=(7, 2))
     assert some.classes == 2

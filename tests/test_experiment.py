@@ -21,7 +21,18 @@ from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.ticket import Ticket
-from runs import Recorder, copied, elsewhere, held_out_accuracy, outcome, refused, same_tensors, small, tree
+from runs import (
+    Recorder,
+    copied,
+    elsewhere,
+    held_out_accuracy,
+    outcome,
+    refused,
+    run_interrupted,
+    same_tensors,
+    small,
+    tree,
+)
 
 
 def test_the_run_directory_is_complete(whole):
@@ -225,9 +236,7 @@ def test_what_retraining_starts_from(retrain_from, whole, tmp_path, first_weight
 def test_retraining_from_other_weights_is_resumed(event, retrain_from, whole, tmp_path):
     configs = [elsewhere(whole, tmp_path / name, retrain_from=retrain_from) for name in ("whole", "again")]
     run(configs[0])
-    with pytest.raises(KeyboardInterrupt):
-        run(configs[1], Recorder(stop=event))
-    run(configs[1])
+    run_interrupted(configs[1], event)
     assert outcome(configs[1]) == outcome(configs[0])
 
 
@@ -323,9 +332,7 @@ def test_widths_are_rounded_up(tmp_path):
 )  # fmt: skip
 def test_every_option_from_beginning_to_end(changes, tmp_path):
     config = small(tmp_path, epsilon=0.3, epochs=2, search_epochs=1, **changes)
-    with pytest.raises(KeyboardInterrupt):
-        run(config, Recorder(stop=3))
-    result = run(config)
+    result = run_interrupted(config, 3)
     assert result.search.emerged
     assert held_out_accuracy(config) == result.accuracy.final
 
@@ -366,11 +373,8 @@ def test_other_runs_are_resumed_bit_for_bit_too(changes, tmp_path):
     assert held_out_accuracy(configs[0]) == result.accuracy.final
     checks, recovered = len(recorder.told("check")), len(recorder.told("recovered"))
     assert min(checks, recovered) >= 2
-    with pytest.raises(KeyboardInterrupt):
-        run(configs[1], Recorder(stop=checks))  # at the last check, before it is saved
-    with pytest.raises(KeyboardInterrupt):
-        run(configs[1], Recorder(stop=1 + 1 + 1 + recovered - 1))  # at the last epoch of retraining
-    run(configs[1])
+    # At the last check, before it is saved; and at the last epoch of retraining.
+    run_interrupted(configs[1], checks, 1 + 1 + 1 + recovered - 1)
     assert outcome(configs[1]) == outcome(configs[0])
 
 

@@ -20,6 +20,7 @@ from runs import (
     held_out_accuracy,
     outcome,
     refused,
+    run_interrupted,
     same_tensors,
     small,
     tree,
@@ -140,14 +141,10 @@ def test_weights_of_another_run_for_other_classes(whole, tmp_path, two_classes, 
 def test_a_classifier_of_transformers(pretrained, tmp_path):
     model = classifier_directory(tmp_path / "tiny", pretrained=pretrained)
     configs = [small(tmp_path / name, model=model, epsilon=0.5, retrain_epochs=2) for name in ("whole", "again")]
-    recorder = Recorder()
-    result = run(configs[0], recorder)
+    result = run(configs[0])
     assert result.search.emerged
     assert result.ticket.parameters < result.dense.parameters
-    for event in (2, 3):  # at the second check, and at the first epoch of retraining
-        with pytest.raises(KeyboardInterrupt):
-            run(configs[1], Recorder(stop=event))
-    run(configs[1])
+    run_interrupted(configs[1], 2, 3)  # at the second check, and at the first epoch of retraining
     assert outcome(configs[1]) == outcome(configs[0])
     assert held_out_accuracy(configs[0]) == result.accuracy.final
 

@@ -25,6 +25,7 @@ from runs import (
     interrupt_at_step,
     outcome,
     refused,
+    run_interrupted,
     tree,
 )
 from texts import VOCABULARY, encoder_directory, reviews, small_text, write_all
@@ -138,9 +139,7 @@ def test_words_speak_of_texts(whole, tmp_path):
 def test_interrupted_at_every_event(event, finished, tmp_path):
     config = elsewhere(finished[0], tmp_path)
     assert len(finished[1].events) == 9  # two stages, five checks, two epochs of retraining
-    with pytest.raises(KeyboardInterrupt):
-        run(config, Recorder(stop=event))
-    run(config)
+    run_interrupted(config, event)
     assert outcome(config) == outcome(finished[0])
 
 
@@ -185,10 +184,8 @@ def test_other_runs_are_resumed_bit_for_bit_too(changes, folder, tmp_path):
     result = run(configs[0], recorder)
     assert result.search.emerged
     assert held_out_accuracy(configs[0]) == result.accuracy.final
-    for stop in (len(recorder.told("check")), 3):  # at the last check, and at the last epoch of retraining
-        with pytest.raises(KeyboardInterrupt):
-            run(configs[1], Recorder(stop=stop))
-    run(configs[1])
+    # At the last check, and at the last epoch of retraining.
+    run_interrupted(configs[1], len(recorder.told("check")), 3)
     assert outcome(configs[1]) == outcome(configs[0])
 
 

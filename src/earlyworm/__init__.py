@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from earlyworm.sweep import RatioSweep
     from earlyworm.ticket import Ticket
     from earlyworm.transformer_units import find_transformer_units
-    from earlyworm.truncation import Constant, Greedy, Worm, truncate_, truncation_factor
+    from earlyworm.truncation import Constant, Fade, Greedy, Worm, truncate_, truncation_factor
     from earlyworm.units import Entries, Slice, UnitGroup, Units
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "EarlywormError",
     "Emergence",
     "Entries",
+    "Fade",
     "FeedForward",
     "Greedy",
     "Mask",

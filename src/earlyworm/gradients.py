@@ -1,10 +1,10 @@
-"""Adjust gradients right before every step of an optimizer: the sparsity penalty, then truncation."""
+"""Around every step of an optimizer: the sparsity penalty and truncation before it, fading after it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,24 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import SearchError
 from earlyworm.inputs import unwrap_optimizer
-from earlyworm.truncation import truncate_, truncation_factor
+from earlyworm.truncation import fading_factor, truncate_, truncation_factor
 from earlyworm.units import Units, named_tensors
 
 
+class _StaticGate(NamedTuple):
+    """A gate of static units: where it is kept, and what gradient and gate are multiplied by.
+
+    Of single weights these factors would be as large as the gate; they are made when they are used, one at a time.
+    """
+
+    gate: Tensor
+    kept: Tensor
+    truncation: Tensor | None
+    fading: Tensor | None
+
+
 class GradientHook:
-    """Acts on the gradients of the gates of units, once per optimizer step.
+    """Acts on the gates of units and on their gradients, once per optimizer step.
 
     A hook on the backward pass would act once per micro-batch; this one acts on the gradients that the step uses,
     after accumulation, unscaling, clipping and the exchange between processes. An optimizer that is called with a
@@ -28,6 +40,7 @@ class GradientHook:
         model: The model that is trained.
         units: Its units.
         penalty: Network slimming: `penalty * sign(scale)` is added to the gradient of every scale.
+        half_life: Optimizer steps in which gates that are truncated fade to a half; None: they do not.
 
     Attributes:
         observers: Called before anything is done to the gradients of a step, with the names of the gates that the
@@ -38,9 +51,10 @@ class GradientHook:
         flops: Floating-point operations that all of this took.
     """
 
-    def __init__(self, model: nn.Module, units: Units, penalty: float) -> None:
+    def __init__(self, model: nn.Module, units: Units, penalty: float, half_life: float | None = None) -> None:
         self.model = model
         self.penalty = penalty
+        self.half_life = half_life
         self.steps = 0
         self.truncations = 0
         self.seconds = 0.0
@@ -54,9 +68,8 @@ class GradientHook:
         self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
         self._chi = 1.0
-        # Gate, what its gradient is multiplied by, size of the gate. For single weights a factor would be as large as
-        # the gate: there it is the mask, and the factor exists for one gate at a time.
-        self._factors: dict[torch.optim.Optimizer, list[tuple[Tensor, Tensor, int]]] = {}
+        self._fading = (1.0, 1)
+        self._static: dict[torch.optim.Optimizer, list[_StaticGate]] = {}
         self._stepped: set[torch.optim.Optimizer] = set()  # since `steps` was counted up
         self._stepping: set[torch.optim.Optimizer] = set()
 
@@ -68,7 +81,7 @@ class GradientHook:
     @property
     def truncating(self) -> bool:
         """Whether gradients are being truncated."""
-        return bool(self._factors)
+        return bool(self._static)
 
     def attach(self, optimizers: tuple[Any, ...], *, will_truncate: bool) -> None:
         """Hang on `optimizers`, or on the torch optimizers inside of them.
@@ -90,7 +103,7 @@ class GradientHook:
         """Leave the optimizers."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._held, self._factors = [], {}, {}
+        self._handles, self._held, self._static = [], {}, {}
         self._stepped, self._stepping = set(), set()
 
     def check_acted(self, since: int) -> None:
@@ -148,13 +161,20 @@ class GradientHook:
             masks: Per gate a boolean tensor that broadcasts against it, True is kept; empty: do not truncate.
             chi: What gradients of the others are multiplied by, in [0, 1].
         """
-        self._factors, self._chi = {}, chi
+        self._static, self._chi = {}, chi
+        if masks and self.half_life is not None:
+            dtypes = {gate.dtype for held in self._held.values() for _, gate in held}
+            self._fading = fading_factor(self.half_life, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
         for optimizer, held in self._held.items() if masks else ():
-            self._factors[optimizer] = [
-                (gate, mask if name in self._entries else truncation_factor(mask, chi, gate.dtype), gate.numel())
-                for name, gate in held
-                if (mask := masks.get(name)) is not None
+            self._static[optimizer] = [
+                self._static_gate(name, gate, masks[name]) for name, gate in held if name in masks
             ]
+
+    def _static_gate(self, name: str, gate: Tensor, kept: Tensor) -> _StaticGate:
+        if name in self._entries:
+            return _StaticGate(gate, kept, None, None)
+        fading = None if self.half_life is None else truncation_factor(kept, self._fading[0], gate.dtype)
+        return _StaticGate(gate, kept, truncation_factor(kept, self._chi, gate.dtype), fading)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Adjust the gradients now, or wrap the closure that will compute them."""
@@ -184,7 +204,22 @@ class GradientHook:
         return (args[0], adjusted, *args[2:]), kwargs
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Let truncated gates fade, once after all steps inside of a step."""
+        if optimizer not in self._stepping:
+            return
         self._stepping.discard(optimizer)
+        if self.half_life is not None and self._static:
+            self._fade(optimizer)
+
+    @torch.no_grad()
+    def _fade(self, optimizer: torch.optim.Optimizer) -> None:
+        """Shrink what is truncated."""
+        start = time.perf_counter()
+        factor, every = self._fading
+        if self.steps % every == 0:
+            static = [one for one in self._static[optimizer] if one.gate.requires_grad]
+            self._multiply([(one.gate, one.kept, one.fading) for one in static], factor)
+        self.seconds += time.perf_counter() - start
 
     @torch.no_grad()
     def _adjust(self, optimizer: torch.optim.Optimizer) -> None:
@@ -203,21 +238,26 @@ class GradientHook:
                     [scale.grad for scale in scales if scale.grad is not None], signs, alpha=self.penalty
                 )
                 self.flops += 3 * sum(scale.numel() for scale in scales)
-        if self._factors:
-            gradients, factors, acted = [], [], False
-            for gate, factor, size in self._factors[optimizer]:
-                if (gradient := gate.grad) is None:
-                    continue
-                acted = True
-                self.flops += size
-                if factor.dtype == torch.bool:
-                    truncate_([gradient], [truncation_factor(factor, self._chi, gradient.dtype)])
-                else:
-                    gradients.append(gradient)
-                    factors.append(factor)
-            truncate_(gradients, factors)
-            self.truncations += acted
+        if self._static:
+            static = self._static[optimizer]
+            gradients = [(one.gate.grad, one.kept, one.truncation) for one in static if one.gate.grad is not None]
+            self._multiply(gradients, self._chi)
+            self.truncations += bool(gradients)
         self.seconds += time.perf_counter() - start
+
+    def _multiply(self, tensors: list[tuple[Tensor, Tensor, Tensor | None]], number: float) -> None:
+        """Multiply what is not kept by a number, in one fused operation, but for single weights.
+
+        Args:
+            tensors: What is to be changed, where it is kept, and its factors; None: they are still to be made.
+            number: What the factors are where it is not kept.
+        """
+        for tensor, kept, factor in tensors:
+            self.flops += tensor.numel()
+            if factor is None:
+                truncate_([tensor], [truncation_factor(kept, number, tensor.dtype)])
+        made = [(tensor, factor) for tensor, _, factor in tensors if factor is not None]
+        truncate_([tensor for tensor, _ in made], [factor for _, factor in made])
 
 
 def _innermost(optimizer: Any) -> torch.optim.Optimizer:

@@ -38,7 +38,7 @@ class TicketSearch:
         units: `"channels"`, `"heads"`, `"neurons"` or `"weights"`, several of them, or what `find_units` returned.
         pruning_ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
         emergence: Window and epsilon.
-        truncation: Schedule of chi: `Constant`, `Greedy`, `Worm`; None is Early Bird.
+        truncation: Schedule of chi: `Constant`, `Greedy`, `Worm`, `Fade`; None is Early Bird.
         sparsity_penalty: Network slimming (arXiv 1708.06519): `penalty * sign(scale)` is added to the gradient of
             every batch-norm scale of the units, before truncation.
         score: `"auto"` (batch norm or filter norm for channels, else magnitude), a name in `scores.SCORES`, a
@@ -46,6 +46,7 @@ class TicketSearch:
             gradients, so that its first mask is that of the first `update`.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
             retraining may not mend a layer of one unit.
+        steps_per_epoch: Optimizer steps per epoch, at least 1; only `Fade` needs it, whose half-life is in epochs.
 
     Raises:
         UnitsError: If the model has no such units, or its weights are not there, sharded, quantised or adapted.
@@ -80,6 +81,7 @@ class TicketSearch:
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
         min_units: float = 1,
+        steps_per_epoch: int | None = None,
     ) -> None:
         if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
@@ -96,7 +98,7 @@ class TicketSearch:
         self._distances: tuple[float, ...] = ()
         self._seconds = 0.0  # of all checks
         self._flops = 0
-        self._hook = GradientHook(self.model, self.units, sparsity_penalty)
+        self._hook = GradientHook(self.model, self.units, sparsity_penalty, _half_life(truncation, steps_per_epoch))
         if self._scorer.observe:
             self._hook.observers.append(self._scorer.observe)
         if not 0 <= sparsity_penalty < math.inf:
@@ -290,3 +292,18 @@ class TicketSearch:
         newest = self.history[-1]
         masks = gate_masks(self.model, self.units.groups, self._static().kept) if newest.truncated else {}
         self._hook.set_truncation(masks, newest.chi)
+
+
+def _half_life(truncation: Truncation | None, steps_per_epoch: int | None) -> float | None:
+    """The half-life of static units in optimizer steps, if they fade."""
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise ConfigError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1")
+    epochs: float | None = getattr(truncation, "half_life", None)
+    if epochs is None:
+        return None
+    if steps_per_epoch is None:
+        raise ConfigError(
+            f"{truncation!r} has a half-life in epochs, but steps_per_epoch is None: give the optimizer steps per "
+            "epoch, such as len(loader)"
+        )
+    return epochs * steps_per_epoch

@@ -36,6 +36,7 @@ class RatioSweep:
         sparsity_penalty: Network slimming.
         score: What makes a unit important.
         min_units: How many units of every group stay.
+        steps_per_epoch: Optimizer steps per epoch.
 
     Raises:
         ConfigError: If the ratios are fewer than two, or one is there twice or impossible.
@@ -70,6 +71,7 @@ class RatioSweep:
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
         min_units: float = 1,
+        steps_per_epoch: int | None = None,
     ) -> None:
         if len(ratios) < 2 or len(set(ratios)) < len(ratios):
             given = " ".join(map(str, ratios)) or "empty"
@@ -77,7 +79,7 @@ class RatioSweep:
         lowest, *others = sorted(ratios)
         leader = TicketSearch(
             model, example_inputs, units=units, pruning_ratio=lowest, emergence=emergence, truncation=truncation,
-            sparsity_penalty=sparsity_penalty, score=score, min_units=min_units,
+            sparsity_penalty=sparsity_penalty, score=score, min_units=min_units, steps_per_epoch=steps_per_epoch,
         )  # fmt: skip
         self.searches: dict[float, TicketSearch] = {lowest: leader}
         """The search for every ratio, the lowest first."""

@@ -1,7 +1,8 @@
-"""Gradient truncation: from mask distances to chi, and the scaling of the gradients."""
+"""Gradient truncation and fading: from mask distances to chi, and the scaling of gradients and of weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -15,7 +16,11 @@ Static = Literal["latest", "window"]
 
 
 class Truncation(Protocol):
-    """A schedule of chi. `static` says which units it acts on: those that the newest mask removes, or every mask."""
+    """A schedule of chi.
+
+    `static` says which units it acts on: those that the newest mask removes, or every mask. A schedule that has a
+    `half_life` too, in epochs, lets these units fade while chi is below 1.
+    """
 
     @property
     def static(self) -> Static:
@@ -103,6 +108,69 @@ class Worm:
         return min(1.0, distances[-1]) if self.greedy_first else 1.0
 
 
+@dataclass(frozen=True)
+class Fade:
+    """Let go of the static units: from the trigger on they are truncated and shrunk a little after every step.
+
+    What WORM freezes where it stands is still there when the ticket is cut out; what fades is hardly missed then. The
+    shrinking is decoupled from gradients and learning rate, as weight decay is in AdamW: after every optimizer step,
+    all that masking the unit would zero is multiplied by `0.5 ** (1 / (half_life * steps per epoch))`.
+
+    Attributes:
+        trigger: The mean distance below which it starts, in [0, 1]; it goes on from then on.
+        half_life: Epochs in which static units shrink to a half, above 0.
+        chi: What gradients of static units are multiplied by from then on, in [0, 1).
+        static: Which units are static. A unit that is static no more is left as it is.
+
+    Example:
+        >>> Fade(trigger=0.3).chi_after([1.0, 0.4])
+        1.0
+        >>> Fade(trigger=0.3).chi_after([1.0, 0.4, 0.29, 0.31])
+        0.0
+    """
+
+    trigger: float = 0.3
+    half_life: float = 0.9
+    chi: float = 0.0
+    static: Static = "latest"
+
+    def __post_init__(self) -> None:
+        _check("trigger", self.trigger)
+        if not 0 <= self.chi < 1:
+            raise ConfigError(f"chi is {self.chi}, but must be in [0, 1)")
+        if not 0 < self.half_life < math.inf:
+            raise ConfigError(f"half_life is {self.half_life}, but must be a number of epochs, above 0")
+        _check_static(self.static)
+
+    def chi_after(self, distances: Sequence[float]) -> float:
+        """Chi if any distance was below the trigger, else 1."""
+        return self.chi if any(distance < self.trigger for distance in distances) else 1.0
+
+
+def fading_factor(half_life: float, dtype: torch.dtype) -> tuple[float, int]:
+    """What fading units are multiplied by, and after how many optimizer steps each, to halve them in `half_life` steps.
+
+    In low precision a factor next to 1 would round to nothing; there it is that of several steps at once.
+
+    Args:
+        half_life: In optimizer steps, above 0.
+        dtype: That of the tensors to be multiplied.
+
+    Returns:
+        A factor in (0, 1), and a number of steps, at least 1.
+
+    Example:
+        >>> fading_factor(100, torch.float32)
+        (0.9930924954370359, 1)
+        >>> fading_factor(100, torch.bfloat16)
+        (0.9794202975869268, 3)
+    """
+    # A product moves if its factor is further from 1 than neighbouring numbers are from each other.
+    least = -math.log2(1 - 2 * torch.finfo(dtype).eps)
+    every = max(1, math.ceil(least * half_life))
+    return 0.5 ** (every / half_life), every
+
+
 def truncation_factor(kept: Tensor, chi: float, dtype: torch.dtype) -> Tensor:
     """What a gradient is multiplied by: `m + chi * (1 - m)` (arXiv 2406.11872).
 
@@ -122,7 +190,7 @@ def truncate_(gradients: Sequence[Tensor], factors: Sequence[Tensor]) -> None:
     """Multiply every gradient by its factor, in place and in one fused operation.
 
     Args:
-        gradients: Gradients of any shapes.
+        gradients: Gradients of any shapes; what fades is multiplied by its factor in the same way.
         factors: For each of them a tensor that broadcasts against it, see `truncation_factor`.
     """
     if gradients:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from earlyworm.errors import RunError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.results import RunResult, check_schema, reading
 
 SCHEMA = 1
 
@@ -119,16 +120,11 @@ class Comparison:
         Raises:
             RunError: If it is damaged or of another schema.
         """
-        try:
+        with reading(source, "compare again; finished runs are reused"):
             values = json.loads(text)
-            if values["schema"] != SCHEMA:
-                raise RunError(
-                    f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: compare again"
-                )
-            outcomes = tuple(_outcome(outcome, source) for outcome in values.pop("outcomes"))
-            return cls(outcomes=outcomes, marks=tuple(values.pop("marks")), **values)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RunError(f"{source} is damaged ({error!r}): compare again; finished runs are reused") from error
+            check_schema(values, SCHEMA, source, "compare again")
+            outcomes = tuple(_outcome(outcome, source) for outcome in values["outcomes"])
+            return cls(**{**values, "outcomes": outcomes, "marks": tuple(values["marks"])})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -143,10 +139,10 @@ class Comparison:
             raise RunError(f"{path} cannot be read ({error.strerror}): compare again") from error
 
 
-def _outcome(values: dict[str, object], source: str) -> Outcome:
-    setting, result = values.pop("setting"), values.pop("result")
-    return Outcome(
-        setting=Setting(**setting),  # type: ignore[arg-type]  # what is wrong with it is noticed
-        result=None if result is None else RunResult.from_json(json.dumps(result), source),
-        **values,  # type: ignore[arg-type]
-    )
+def _outcome(values: Mapping[str, Any], source: str) -> Outcome:
+    result = values["result"]
+    parts = {
+        "setting": Setting(**values["setting"]),
+        "result": None if result is None else RunResult.from_dict(result, source),
+    }
+    return Outcome(**{**values, **parts})

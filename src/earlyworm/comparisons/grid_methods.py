@@ -21,8 +21,8 @@ OF_ONE_METHOD = frozenset({"draw_epoch", "macs", "rewind_epoch"})
 """Options that only some methods have: no grid can set them for all of its methods."""
 
 _OF_THE_GRID = frozenset({
-    "task", "method", "model", "data", "limit", "ratio", "ratios", "seed", "device", "force_draw", "track", "output",
-    "overwrite",
+    "task", "method", "model", "data", "limit", "validation", "ratio", "ratios", "seed", "device", "force_draw",
+    "track", "output", "overwrite",
 })  # fmt: skip
 _HINTS = get_type_hints(RunConfig)
 

@@ -55,6 +55,15 @@ def check_method(config: RunConfig) -> None:
         config.method != "imp" or config.match == "epochs",
         "match", config.match, "epochs for imp: single weights that are held at zero save no FLOPs",
     )  # fmt: skip
+    require(
+        config.method != "imp" or config.sparsity_penalty == 0,
+        "sparsity_penalty", config.sparsity_penalty,
+        "0 for imp, whose units are single weights without scales: in a grid, write imp:sparsity_penalty=0",
+    )  # fmt: skip
+    require(
+        config.method != "fade" or config.effective_chi != 1,
+        "chi", config.chi, "below 1 for fade: what moves freely does not fade",
+    )  # fmt: skip
     ratios = config.ratios
     fit = not ratios or (2 <= len(set(ratios)) == len(ratios) and all(0 <= ratio < 1 for ratio in ratios))
     require(fit, "ratios", " ".join(map(str, ratios)), "two or more different numbers in [0, 1), or none")

@@ -19,17 +19,18 @@ from earlyworm.experiments.checks import check_method, check_task, check_units, 
 from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
 
 DEFAULT_CHI = {
-    "images": {"constant": 0.1, "worm": 0.003},
-    "text": {"constant": 0.1, "worm": 0.01},
+    "images": {"constant": 0.1, "worm": 0.003, "fade": 0.0},
+    "text": {"constant": 0.1, "worm": 0.01, "fade": 0.0},
 }
+DEFAULT_TRIGGER = {"worm": 0.15, "fade": 0.3}
 
 # A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
 # tell nothing; how much the loss depends on them does.
 TEXT_DEFAULTS: dict[str, Any] = {
     "task": "text", "model": "google-bert/bert-base-uncased", "data": "glue/sst2", "epochs": 4, "search_epochs": 3,
     "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "warmup": 0.1, "max_grad_norm": 1.0,
-    "units": ("heads", "neurons"), "score": "taylor", "window": 3, "epsilon": 0.1, "trigger": 0.15,
-    "greedy_first": True, "check_every": 0.25,
+    "units": ("heads", "neurons"), "score": "taylor", "window": 3, "epsilon": 0.1, "greedy_first": True,
+    "check_every": 0.25,
 }  # fmt: skip
 # Single weights: WORM's recipe for transformers (arXiv 2406.11872).
 WEIGHTS_DEFAULTS: dict[str, Any] = {"score": "auto", "epsilon": 0.01, "trigger": 0.015}
@@ -66,6 +67,8 @@ class RunConfig:
     """Only examples of these classes, which are numbered anew in this order; none: all."""
     limit: int | None = None
     """Train on no more than this many examples (a subset that is the same for every seed)."""
+    validation: int | None = None
+    """Hold back this many training examples, and evaluate on them in place of the held-out ones: for tuning."""
     weights: str | None = None
     """Initial weights: a safetensors file, or the directory of an earlier run."""
     seed: int = 0
@@ -128,10 +131,14 @@ class RunConfig:
     """How many of the latest masks are compared, at least 2; for text 3."""
     epsilon: float = 0.1
     """The largest mask distance in the window at which the ticket has emerged, in [0, 1]; for weights of text 0.01."""
-    trigger: float = 0.15
-    """The mean mask distance below which worm starts to truncate, in [0, 1]; for weights of text 0.015."""
+    trigger: float | None = None
+    """The mean mask distance below which worm and fade start, in [0, 1]; None: worm 0.15, for weights of text 0.015;
+    fade 0.3."""
     chi: float | None = None
-    """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01; constant 0.1."""
+    """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01;
+    constant 0.1; fade 0."""
+    half_life: float = 0.9
+    """Epochs in which fade shrinks static units to a half."""
     greedy_first: bool = False
     """Before worm is triggered, multiply by the mean mask distance; so for text."""
     static: Literal["latest", "window"] = "latest"
@@ -169,7 +176,8 @@ class RunConfig:
             require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
         require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
         require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
-        require(0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
+        require(self.trigger is None or 0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
+        require(self.half_life > 0, "half_life", self.half_life, "above 0 (epochs)")
         require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
@@ -179,6 +187,7 @@ class RunConfig:
         require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
         require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
         require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
+        require(self.validation is None or self.validation > 0, "validation", self.validation, "above 0")
         require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
         fit = 0 < self.min_units < 1 or (self.min_units >= 1 and self.min_units == int(self.min_units))
         require(fit, "min_units", self.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
@@ -224,6 +233,12 @@ class RunConfig:
     def effective_chi(self) -> float | None:
         """The chi in force: the given one, or the method's own default."""
         return DEFAULT_CHI[self.task].get(self.method) if self.chi is None else self.chi
+
+    @property
+    def effective_trigger(self) -> float | None:
+        """The trigger in force: the given one, or the method's own default; None: the method has none."""
+        usual = DEFAULT_TRIGGER.get(self.method)
+        return usual if usual is None or self.trigger is None else self.trigger
 
     @property
     def drawn_at(self) -> float | None:

@@ -84,7 +84,10 @@ def load_data(config: RunConfig) -> Data:
         EarlywormError: If they are missing, damaged, or not what the settings say.
     """
     if config.task == "images":
-        return load_images(config.data, limit=config.limit, label_column=config.label_column, classes=config.classes)
+        return load_images(
+            config.data, limit=config.limit, label_column=config.label_column, classes=config.classes,
+            validation=config.validation,
+        )  # fmt: skip
     return load_text(config)
 
 

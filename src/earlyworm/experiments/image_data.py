@@ -90,7 +90,12 @@ class ImageData:
 
 
 def load_images(
-    name: str, *, limit: int | None, label_column: str | None = None, classes: tuple[int, ...] = ()
+    name: str,
+    *,
+    limit: int | None,
+    label_column: str | None = None,
+    classes: tuple[int, ...] = (),
+    validation: int | None = None,
 ) -> ImageData:
     """Load a data set by name, or from local files; every run trains on the same images and holds out the same.
 
@@ -99,13 +104,14 @@ def load_images(
         limit: The most training images to keep, at least 1; None keeps all. Held-out images are never left out.
         label_column: The column of the labels; None: found by name and type.
         classes: The classes whose images are kept, numbered anew; none: all.
+        validation: How many training images to hold out in place of those that are held out otherwise.
 
     Raises:
-        ConfigError: If there is no such class.
+        ConfigError: If there is no such class, or too few images are left to train on.
         DataError: If the data are missing or damaged, or no labelled images of one size, all greyscale or all RGB.
     """
     splits = [_digits()] if name == "digits" else open_splits(name, "image", label_column, _reader)
-    division = divide(name, only_classes(splits, classes, "image"), "image", limit)
+    division = divide(name, only_classes(splits, classes, "image"), "image", limit, validation)
     train, test = division.train, division.test
     images, test_images = torch.from_numpy(train.read(division.kept)), torch.from_numpy(test.read(division.held))
     if images.shape[1:] != test_images.shape[1:]:

@@ -45,8 +45,9 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
     config, data, pace = bench.config, bench.data, bench.pace
     found, retrained, ticket, small = trained.found, trained.retrained, trained.ticket, trained.small
     history = tuple(CheckRecord(**record) for record in found.history)
-    worm = [check for check in history if config.method == "worm" and check.chi < 1]  # it may be greedy at first
-    triggered = next((c.epoch for c in worm if c.distance_mean is not None and c.distance_mean < config.trigger), None)
+    trigger = config.effective_trigger or 0.0
+    acted = [check for check in history if check.chi < 1]  # but worm may be greedy at first
+    triggered = next((c.epoch for c in acted if c.distance_mean is not None and c.distance_mean < trigger), None)
     example = data.example_inputs(1, config)
     dense_forward, dense_flops = count_flops(dense, example)
     search_flops = found.steps * pace.batch * dense_flops

@@ -15,8 +15,8 @@ from earlyworm.errors import ConfigError
 
 Task = Literal["images", "text"]
 
-SEARCHES = ("early-bird", "constant", "greedy", "worm")
-Method = Literal["early-bird", "constant", "greedy", "worm", "dense", "narrow", "random", "late", "imp", "rst"]
+SEARCHES = ("early-bird", "constant", "greedy", "worm", "fade")
+Method = Literal["early-bird", "constant", "greedy", "worm", "fade", "dense", "narrow", "random", "late", "imp", "rst"]
 UnitKind = Literal["channels", "heads", "neurons", "weights"]
 
 MODELS = ("vgg11_bn", "vgg16_bn", "resnet18", "resnet20")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
@@ -196,32 +198,49 @@ class RunResult:
         Raises:
             RunError: If it is damaged or of another schema.
         """
-        try:
-            values = json.loads(text)
-            if values["schema"] != SCHEMA:
-                raise RunError(f"{source} has schema {values['schema']}, but this version reads {SCHEMA}: run it again")
-            search, accuracy, data = (values.pop(name) for name in ("search", "accuracy", "data"))
-            history = tuple(CheckRecord(**record) for record in search.pop("history"))
-            distances = tuple(map(tuple, search.pop("distances", ())))
-            rounds = tuple(search.pop("rounds", ()))
-            ticket = values.pop("ticket")
-            return cls(
-                config=RunConfig.from_dict(values.pop("config")),
-                data=DataSummary(shape=tuple(data.pop("shape")), **data),
-                search=SearchResult(history=history, distances=distances, rounds=rounds, **search),
-                accuracy=AccuracyResult(
-                    recovery=tuple(accuracy.pop("recovery")), losses=tuple(accuracy.pop("losses", ())), **accuracy
-                ),
-                dense=DenseCost(**values.pop("dense")),
-                ticket=None if ticket is None else TicketCost(**ticket),
-                total=TotalCost(**values.pop("total")),
-                layers={name: (kept, units) for name, (kept, units) in values.pop("layers").items()},
-                candidates=tuple(
-                    CandidateResult(losses=tuple(candidate.pop("losses")), **candidate)
-                    for candidate in values.pop("candidates", ())
-                ),
-                notes=tuple(values.pop("notes")),
-                **values,
-            )
-        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
-            raise RunError(f"{source} is damaged ({error!r}): run again with --overwrite") from error
+        with reading(source, "run again with --overwrite"):
+            return cls.from_dict(json.loads(text), source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "result.json") -> Self:
+        """Inverse of `dataclasses.asdict` after a trip through JSON; for damaged values see `reading`.
+
+        Raises:
+            RunError: If it is of another schema.
+        """
+        check_schema(values, SCHEMA, source, "run it again")
+        values = _with_tuples(values)
+        search, ticket = values["search"], values["ticket"]
+        parts = {
+            "config": RunConfig.from_dict(values["config"]),
+            "data": DataSummary(**values["data"]),
+            "search": SearchResult(**{**search, "history": tuple(CheckRecord(**one) for one in search["history"])}),
+            "accuracy": AccuracyResult(**values["accuracy"]),
+            "dense": DenseCost(**values["dense"]),
+            "ticket": None if ticket is None else TicketCost(**ticket),
+            "total": TotalCost(**values["total"]),
+            "candidates": tuple(CandidateResult(**one) for one in values.get("candidates", ())),
+        }
+        return cls(**{**values, **parts})
+
+
+@contextmanager
+def reading(source: str, cure: str) -> Iterator[None]:
+    """What goes wrong with the content of a JSON file becomes an error that names the file and the cure."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        raise RunError(f"{source} is damaged ({error!r}): {cure}") from error
+
+
+def check_schema(values: Mapping[str, Any], schema: int, source: str, cure: str) -> None:
+    """Make sure that the content of a JSON file is of the schema that is read here."""
+    if values["schema"] != schema:
+        raise RunError(f"{source} has schema {values['schema']}, but this version reads {schema}: {cure}")
+
+
+def _with_tuples(value: Any) -> Any:
+    """A JSON value in which all lists have become tuples."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

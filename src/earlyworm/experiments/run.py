@@ -30,7 +30,7 @@ from earlyworm.inputs import ExampleInputs
 from earlyworm.search import TicketSearch
 from earlyworm.sweep import RatioSweep
 from earlyworm.ticket import Ticket
-from earlyworm.truncation import Constant, Greedy, Truncation, Worm
+from earlyworm.truncation import Constant, Fade, Greedy, Truncation, Worm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +69,7 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     dense, notes = build_network(config, classes=data.classes, shape=data.shape)
     data.check_model(dense, config)
     dense = arrange_memory(dense, config).to(accelerator.device)
-    search = _make_search(dense, data.example_inputs(1, config), config)
+    search = _make_search(dense, data.example_inputs(1, config), config, pace)
     at_once = pace.batch // config.accumulation // accelerator.num_processes
     check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
@@ -145,16 +145,18 @@ def make_accelerator(config: RunConfig, directory: RunDirectory) -> Accelerator:
         raise ConfigError(f"cannot set up device, precision and trackers ({error}): change the option named") from error
 
 
-def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) -> TicketSearch | RatioSweep:
+def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig, pace: Pace) -> TicketSearch | RatioSweep:
     """The search that the settings describe."""
-    chi, searches = config.effective_chi, config.method in SEARCHES
+    chi, trigger, searches = config.effective_chi, config.effective_trigger, config.method in SEARCHES
     truncation: Truncation | None = None
     if config.method == "constant" and chi is not None:
         truncation = Constant(chi, config.static)
     elif config.method == "greedy":
         truncation = Greedy(config.static)
-    elif config.method == "worm" and chi is not None:
-        truncation = Worm(config.trigger, chi, config.static, config.greedy_first)
+    elif config.method == "worm" and chi is not None and trigger is not None:
+        truncation = Worm(trigger, chi, config.static, config.greedy_first)
+    elif config.method == "fade" and chi is not None and trigger is not None:
+        truncation = Fade(trigger, config.half_life, chi, config.static)
     if config.method == "imp":
         units = find_all_weights(model)
     elif config.units == ("channels",):
@@ -168,6 +170,7 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig) ->
         "sparsity_penalty": config.sparsity_penalty,
         "score": "magnitude" if config.method == "imp" else config.score,
         "min_units": config.min_units,
+        "steps_per_epoch": pace.steps_per_epoch,
     }
     if config.ratios:
         return RatioSweep(model, ratios=config.ratios, **options)

@@ -64,7 +64,7 @@ class Division:
     words: str
 
 
-def divide(name: str, splits: list[Split], noun: str, limit: int | None) -> Division:
+def divide(name: str, splits: list[Split], noun: str, limit: int | None, validation: int | None = None) -> Division:
     """Choose what to train on and what to hold out.
 
     Args:
@@ -72,8 +72,11 @@ def divide(name: str, splits: list[Split], noun: str, limit: int | None) -> Divi
         splits: The training split and, where there is one, the held-out split; else a fifth of every class is cut off.
         noun: What an example is called.
         limit: The most training examples to keep, at least 1; None keeps all.
+        validation: How many training examples to hold out in place of what is held out otherwise. With a limit, what is
+            trained on is the same with and without them.
 
     Raises:
+        ConfigError: If no training example is left for the limit, or for training.
         DataError: If a held-out class is never trained on, or too little is left to hold out.
     """
     train, test = splits[0], splits[-1]
@@ -86,9 +89,14 @@ def divide(name: str, splits: list[Split], noun: str, limit: int | None) -> Divi
     unknown = np.setdiff1d(test.labels[held], train.labels[kept])
     if len(unknown):
         raise DataError(f"{test.name} has label {unknown[0]}, but no training {noun} has: leave it out, or train on it")
-    if limit is not None:
-        kept = np.sort(np.random.default_rng(FIXED_SEED).permutation(kept)[:limit])
-    return Division(train, kept, test, held, words)
+    order = np.random.default_rng(FIXED_SEED).permutation(kept)
+    if validation is not None:
+        most = len(order) - min(limit or 1, len(order) - 1)
+        if validation > most:
+            raise ConfigError(f"validation is {validation}, but must be at most {most}: {len(order)} {noun}s are there")
+        order, held = order[:-validation], np.sort(order[-validation:])
+        test, words = train, f"held out are {validation} {noun}s of {train.name} for validation"
+    return Division(train, np.sort(order[:limit]), test, held, words)
 
 
 def only_classes(splits: list[Split], classes: tuple[int, ...], noun: str) -> list[Split]:

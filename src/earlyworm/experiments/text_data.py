@@ -186,7 +186,9 @@ def load_text(config: RunConfig) -> TextData:
         EarlywormError: If data or tokenizer are missing or damaged, a text is empty, or texts may become too long.
     """
     splits = open_splits(config.data, "text", config.label_column, _reader(config.text_columns))
-    division = divide(config.data, only_classes(splits, config.classes, "text"), "text", config.limit)
+    division = divide(
+        config.data, only_classes(splits, config.classes, "text"), "text", config.limit, config.validation
+    )
     texts, test_texts = division.train.read(division.kept), division.test.read(division.held)
     tokenizer = load_tokenizer(config.model)
     if config.max_length > tokenizer.model_max_length:

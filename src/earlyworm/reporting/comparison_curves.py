@@ -71,7 +71,7 @@ def distances_figure(view: View) -> go.Figure:
             figure.add_trace(of_method(trace, method))
     configs = [run.config for runs in view.searches.values() for run in runs.values()]
     lines = [("epsilon", value, "dot", "bottom right") for value in sorted({config.epsilon for config in configs})]
-    triggers = {config.trigger for config in configs if config.method == "worm"}
+    triggers = {trigger for config in configs if (trigger := config.effective_trigger) is not None}
     lines += [("trigger", value, "dashdot", "top right") for value in sorted(triggers)]
     for name, value, dash, place in lines:
         label = {"text": f"{name} {value:g}", "font": {"color": MUTED}}

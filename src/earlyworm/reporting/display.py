@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from earlyworm.experiments.results import CheckRecord
+from earlyworm.reporting.live import LiveDisplay
 
 # Checks and held-out evaluations halt the bar for a while; a long memory keeps the time left steady.
 _SPEED_MEMORY_SECONDS = 300.0
 
 
-class Display:
+class Display(LiveDisplay):
     """Shows the progress of a run on standard error, so that standard output stays free for the result.
 
     In a terminal it draws one bar with the latest readings below it. Elsewhere (a file, a pipe, a dumb terminal) it
@@ -29,13 +26,8 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        """Choose the place to write to.
-
-        Args:
-            console: Where to write; None: standard error.
-        """
-        self._console = console or Console(stderr=True)
-        self._live: Live | None = None
+        """See `LiveDisplay`."""
+        super().__init__(console)
         self._readings: dict[str, str] = {}
         self._progress = Progress(
             TextColumn("{task.description:<8}", style="bold"),
@@ -48,20 +40,6 @@ class Display:
             speed_estimate_period=_SPEED_MEMORY_SECONDS,
         )
         self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        # A dumb terminal cannot move its cursor, so it gets plain lines too.
-        if self._console.is_interactive:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
     def stage(self, name: str, epochs: float, done: float) -> None:
         """Begin a stage.
@@ -116,15 +94,6 @@ class Display:
     def note(self, text: str) -> None:
         """Show something that the user should know, above the bar."""
         self._write(f"note {text}")
-
-    def _line(self, kind: str, **values: str) -> None:
-        """In a terminal the live display says the same, so that only elsewhere a line is written."""
-        if not self._console.is_interactive:
-            self._write(" ".join([kind, *(f"{name}={value}" for name, value in values.items())]))
-
-    def _write(self, text: str) -> None:
-        # The text goes out as it is: no wrapping, no markup in square brackets, nothing coloured.
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
     def _draw(self) -> Group:
         """The bar, and below it the newest readings."""

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from earlyworm.comparisons.comparison import Outcome
 from earlyworm.comparisons.grid import Cell
+from earlyworm.reporting.live import LiveDisplay
 
 
 @dataclass
@@ -30,7 +30,7 @@ class _Running:
     distance: float | None = None
 
 
-class GridDisplay:
+class GridDisplay(LiveDisplay):
     """Shows the runs of a grid on standard error: how many are done, run, wait and have failed, and the time left.
 
     In a terminal it draws one line for the grid and one per run that is going on, with its epoch and mask distance.
@@ -48,29 +48,19 @@ class GridDisplay:
             console: Where to write; None: standard error.
             clock: The time in seconds.
         """
-        self._console = console or Console(stderr=True)
+        super().__init__(console)
         self._clock = clock
-        self._live: Live | None = None
         self._cells: Sequence[Cell] = ()
         self._running: dict[int, _Running] = {}
         self._seconds: list[float] = []  # that runs took from beginning to end
         self._counts = {"done": 0, "failed": 0}
         self._reused = 0
 
-    def __enter__(self) -> Self:
-        # A dumb terminal cannot move its cursor, so it gets plain lines too.
-        if self._console.is_interactive:
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
-            self._live.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tell_reused()
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        super().__exit__(kind, error, trace)
 
     def planned(self, cells: Sequence[Cell]) -> None:
         """Take note of all cells of the grid."""
@@ -146,15 +136,6 @@ class GridDisplay:
         # As many at a time as run now; when one has just ended, the next one is about to begin.
         seconds = round((waiting * usual + begun) / max(1, len(self._running)))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-    def _line(self, kind: str, **values: object) -> None:
-        """In a terminal the live display says the same, so that only elsewhere a line is written."""
-        if not self._console.is_interactive:
-            self._write(" ".join([kind, *(f"{name}={value}" for name, value in values.items())]))
-
-    def _write(self, text: str) -> None:
-        # The text goes out as it is: no wrapping, no markup in square brackets, nothing coloured.
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
     def _draw(self) -> Group:
         """The grid in one line, and below it the runs that are going on."""

@@ -23,8 +23,8 @@ def distance_figure(result: RunResult) -> go.Figure:
     figure.add_trace(_line(largest, "largest distance", DENSE, "dash", "square-open"))
     figure.data[1].hovertemplate = "%{y:.3f}"
     lines = [("epsilon", config.epsilon, "dot", "bottom left")] if config.method in SEARCHES else []
-    if config.method == "worm":
-        lines.append(("trigger", config.trigger, "dashdot", "top left"))
+    if (trigger := config.effective_trigger) is not None:
+        lines.append(("trigger", trigger, "dashdot", "top left"))
     for name, value, dash, place in lines:
         label = {"text": f"{name} {value:g}", "font": {"color": MUTED}}
         figure.add_hline(value, line={"color": MUTED, "dash": dash}, annotation=label, annotation_position=place)

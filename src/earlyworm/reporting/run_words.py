@@ -11,6 +11,8 @@ _RETRAINED_FROM = {
     "reinitialise": "from new random weights",
 }
 
+_TRIGGERED = {"worm": "WORM", "fade": "Fade"}
+
 
 def draw_epoch(result: RunResult) -> float:
     """The epoch at which the ticket was drawn, or the search ended."""
@@ -107,10 +109,11 @@ def _search(result: RunResult) -> str:
     failed = f"No ticket emerged within {epochs(config.search_epochs)}: {reached}, epsilon is {config.epsilon:g}"
     trigger = ""
     if search.triggered_epoch is not None:
-        trigger = f" (WORM triggered at epoch {search.triggered_epoch:.4g})"
-    elif config.method == "worm":
-        before = "; until then chi is the mean distance" if config.greedy_first else ""
-        trigger = f" (WORM never triggered: no mean distance was below {config.trigger:g}{before})"
+        trigger = f" ({_TRIGGERED[config.method]} triggered at epoch {search.triggered_epoch:.4g})"
+    elif config.effective_trigger is not None:
+        before = "; until then chi is the mean distance" if config.method == "worm" and config.greedy_first else ""
+        name = _TRIGGERED[config.method]
+        trigger = f" ({name} never triggered: no mean distance was below {config.effective_trigger:g}{before})"
     if search.emerged:
         return f"The ticket emerged at epoch {draw_epoch(result):.4g}{trigger}."
     if search.forced:
