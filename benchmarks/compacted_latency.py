@@ -7,7 +7,6 @@ all-MiniLM-L6-v2, on texts of 24 tokens. `round_to=8` is shown beside. Dense and
 float32; the table shows medians of the ratios compacted / dense.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
@@ -17,8 +16,10 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import earlyworm as ew
+import timed
 from earlyworm.experiments.models import build_model
 from earlyworm.ticket import fingerprint
+from tables import head, line
 
 
 def random_ticket(model: nn.Module, units: ew.Units, ratio: float) -> ew.Ticket:
@@ -56,16 +57,11 @@ def latency_ratio(dense: nn.Module, small: nn.Module, x: Tensor, rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timed.parser(__doc__, rounds=30)
     parser.add_argument("--ratio", type=float, default=0.5)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = timed.begin(parser)
     print(f"pruning ratio {options.ratio}, {options.threads} threads")
-    print("| network | round_to | parameters | MACs | latency, batch 1 | latency, batch 64 |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(head("network", "round_to", "parameters", "MACs", "latency, batch 1", "latency, batch 64"))
     for name, network, one, many, kinds in cases():
         dense = network.eval()
         ticket = random_ticket(dense, ew.find_units(dense, kinds, one), options.ratio)
@@ -73,12 +69,9 @@ def main() -> None:
         for multiple in (1, 8):
             small = ew.compact(dense, ticket, example_inputs=one, round_to=multiple)
             after = ew.cost(small, one, repeats=1)
-            single, batch = (latency_ratio(dense, small, x, options.rounds) for x in (one, many))
-            print(
-                f"| {name} | {multiple} | {after.parameters / before.parameters:.2f} "
-                f"| {after.macs / before.macs:.2f} | {single:.2f} | {batch:.2f} |",
-                flush=True,
-            )
+            ratios = [after.parameters / before.parameters, after.macs / before.macs]
+            ratios += [latency_ratio(dense, small, x, options.rounds) for x in (one, many)]
+            print(line(name, multiple, *(f"{ratio:.2f}" for ratio in ratios)), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import make_accelerator, run
 from earlyworm.experiments.run_directory import RunDirectory, build_network
 from earlyworm.experiments.training import Pace, Progress, evaluate, make_optimizer, train_steps
+from tables import head, line
 
 
 def train_dense(config: RunConfig) -> float:
@@ -43,8 +44,7 @@ def main() -> None:
     parser.add_argument("--method", default="worm")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| seed | emerged at epoch | parameters | MACs | before | pruned | final | dense | difference |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(head("seed", "emerged at epoch", "parameters", "MACs", "before", "pruned", "final", "dense", "difference"))
     differences = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
@@ -52,13 +52,14 @@ def main() -> None:
             result, dense = run(config), train_dense(config)
             found, accuracy, ticket = result.search, result.accuracy, result.ticket
             if ticket is None or accuracy.final is None or accuracy.pruned is None:
-                print(f"| {seed} | not within {config.search_epochs} | | | {accuracy.before:.3f} | | | {dense:.3f} | |")
+                nothing = f"not within {config.search_epochs}"
+                print(line(seed, nothing, "", "", f"{accuracy.before:.3f}", "", "", f"{dense:.3f}", ""))
                 continue
             differences.append(accuracy.final - dense)
             sizes = (ticket.parameters / result.dense.parameters, ticket.macs / result.dense.macs)
-            shares = " | ".join(f"{size:.0%}" for size in sizes)
-            numbers = " | ".join(f"{a:.3f}" for a in (accuracy.before, accuracy.pruned, accuracy.final, dense))
-            print(f"| {seed} | {found.epoch:g} | {shares} | {numbers} | {differences[-1]:+.3f} |", flush=True)
+            shares = [f"{size:.0%}" for size in sizes]
+            numbers = [f"{a:.3f}" for a in (accuracy.before, accuracy.pruned, accuracy.final, dense)]
+            print(line(seed, f"{found.epoch:g}", *shares, *numbers, f"{differences[-1]:+.3f}"), flush=True)
     if differences:
         print(f"\nmean difference of the final accuracy: {100 * statistics.mean(differences):+.2f} points")
 

@@ -1,12 +1,16 @@
 """Comparisons that are stored in the repository: made small, and read again with what their grid says about them."""
 
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earlyworm.comparisons.comparison import Comparison
+from earlyworm.comparisons.comparison import Comparison, Outcome
+from earlyworm.comparisons.grid import Grid
+from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.errors import ConfigError
+from earlyworm.experiments.config import RunConfig
 
 HERE = Path(__file__).parent
 GRIDS = HERE / "comparisons"
@@ -19,12 +23,14 @@ class Stored:
 
     Attributes:
         name: The name of its file and of its grid.
-        about: What it compares, in a sentence or two; empty if it has no grid.
+        about: What it compares, in a sentence or two.
+        planned: How many runs its grid has; what is stored may be a part of them.
         comparison: The comparison, with as many results as there were.
     """
 
     name: str
     about: str
+    planned: int
     comparison: Comparison
 
 
@@ -59,9 +65,9 @@ def small(comparison: Comparison) -> str:
     """The text of a `comparison.json`, made small, with a line per outcome.
 
     Fractions have six significant digits. The distances between all pairs of masks are left out: there are as many of
-    them as checks squared, and the history has those that matter.
+    them as checks squared, and the history has those that matter. Nor does it tell in which folder the runs lay.
     """
-    values = json.loads(comparison.to_json())
+    values = json.loads(anywhere(comparison).to_json())
     outcomes = values.pop("outcomes")
     for outcome in outcomes:
         if outcome["result"] is not None:
@@ -69,6 +75,25 @@ def small(comparison: Comparison) -> str:
     head = json.dumps(values, indent=0).removesuffix("\n}")
     lines = (json.dumps(rounded(outcome), separators=(",", ":")) for outcome in outcomes)
     return f'{head},\n"outcomes": [\n' + ",\n".join(lines) + "\n]\n}\n"
+
+
+def anywhere(comparison: Comparison) -> Comparison:
+    """The same comparison, as if its runs lay where they lie by default."""
+    outcomes = tuple(map(_anywhere, comparison.outcomes))
+    return replace(comparison, command=_without_output(comparison.command), outcomes=outcomes)
+
+
+def _anywhere(outcome: Outcome) -> Outcome:
+    directory = str(Path(RunConfig.output, Path(outcome.directory).name)) if outcome.directory else ""
+    result = outcome.result
+    if result is not None:
+        result = replace(result, config=replace(result.config, output=RunConfig.output))
+    return replace(outcome, directory=directory, command=_without_output(outcome.command), result=result)
+
+
+def _without_output(command: str) -> str:
+    before, _, after = command.partition(" --output ")
+    return shlex.join(shlex.split(before) + shlex.split(after)[1:])
 
 
 def rounded(value: Any) -> Any:
@@ -92,10 +117,11 @@ def load(results: Path = RESULTS, grids: Path = GRIDS) -> list[Stored]:
 
     Raises:
         RunError: If one is damaged.
+        ConfigError: If one has no grid.
     """
     found = []
     for path in sorted(results.glob("*.json")):
-        grid = grids / f"{path.stem}.toml"
-        words = about(grid.read_text(encoding="utf-8")) if grid.is_file() else ""
-        found.append(Stored(path.stem, words, Comparison.load(path)))
+        grid = grid_file(path.stem, grids)
+        planned = Grid.of(read_grid(grid)).size
+        found.append(Stored(path.stem, about(grid.read_text(encoding="utf-8")), planned, Comparison.load(path)))
     return found

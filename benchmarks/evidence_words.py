@@ -26,6 +26,7 @@ from evidence_claims import (
 )
 from evidence_settings import among, over_ratios, over_sizes
 from evidence_store import Stored
+from tables import markdown
 
 _STANDINGS = {
     "better": "Better than {}",
@@ -47,7 +48,7 @@ def claims_summary(stored: Sequence[Stored]) -> str:
         return "No comparison of WORM with Early Bird is stored yet."
     rows = [[name, *(_weighed(of.get(claim, "-")) for claim in CLAIMS)] for name, of in verdicts.items()]
     lines = [f"*{claim.words}* {_counted(of[claim] for of in verdicts.values() if claim in of)}" for claim in CLAIMS]
-    return table(["comparison", *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
+    return markdown(["comparison", *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
 
 
 def rivals_summary(stored: Sequence[Stored]) -> str:
@@ -67,7 +68,7 @@ def rivals_summary(stored: Sequence[Stored]) -> str:
         counts = Counter(of[method].standing for of in found.values() if method in of)
         told = [f"{standing} in {counts[standing]}" for standing in _STANDINGS if counts[standing]]
         lines += [f"`{method}`: {', '.join(told)} of {counts.total() - counts['no data']}."] if told else []
-    return table(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
+    return markdown(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
 
 
 def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:
@@ -80,7 +81,7 @@ def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> 
     comparison, shown = one.comparison, [*figures]
     done = sum(outcome.result is not None for outcome in comparison.outcomes)
     head = [f"### {one.name}", *([wrapped(one.about)] if one.about else [])]
-    head.append(f"{done} of {len(comparison.outcomes)} runs are done: `python benchmarks/evidence.py run {one.name}`.")
+    head.append(f"{done} of {one.planned} runs are done: `python benchmarks/evidence.py run {one.name}`.")
     parts = [*head, *_pictures(shown, None)]
     grown = over_sizes(comparison)
     parts += [_growth(comparison, sizes) for sizes in grown]
@@ -94,12 +95,6 @@ def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> 
     numbers = comparison_markdown(comparison).removeprefix(f"### {comparison.title}\n\n").rstrip()
     parts += [f"<details><summary>All numbers of {one.name}</summary>", numbers, "</details>"]
     return "\n\n".join(part for part in parts if part)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -132,7 +127,7 @@ def _of_setting(comparison: Comparison, setting: Setting) -> list[str]:
     parts, claims = [], judged_claims(comparison, setting)
     if claims:
         columns = ["claim", "`early-bird`", "`worm`", "`worm` - `early-bird`", "seeds better, worse", "verdict"]
-        parts.append(table(columns, map(_claim, claims)))
+        parts.append(markdown(columns, map(_claim, claims)))
     lines = [_truncations(comparison, setting), *_standings(rivals(comparison, setting))]
     return [*parts, bullets(line for line in [*lines, *_collapses(comparison, setting)] if line)]
 
@@ -203,7 +198,7 @@ def _growth(comparison: Comparison, sizes: Mapping[Setting, int]) -> str:
         told = "; ".join(f"{standing} with {', '.join(some)}" for standing, some in of.items())
         lines.append(f"`{method}` against `{DENSE}`: {told} training examples.")
     columns = ["training examples", *(f"`{method}`" for method in methods)]
-    return f"{table(columns, rows)}\n\n{bullets(lines)}" if methods else ""
+    return f"{markdown(columns, rows)}\n\n{bullets(lines)}" if methods else ""
 
 
 def _against_dense(rival: Rival | None) -> str:

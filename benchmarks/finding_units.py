@@ -5,7 +5,6 @@
 The table shows medians. The weights of BERT-large, with 24 layers of width 1024, are never filled: nothing reads them.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import earlyworm as ew
+import timed
 from earlyworm.experiments.models import build_model
+from tables import head, line
 
 
 def bert(layers: int, width: int, heads: int) -> nn.Module:
@@ -37,22 +38,16 @@ def cases() -> Iterator[tuple[str, nn.Module, tuple[str, ...], Tensor | None]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    print("| network | units | how many | seconds |")
-    print("| --- | --- | --- | --- |")
+    rounds = timed.begin(timed.parser(__doc__, rounds=5)).rounds
+    print(head("network", "units", "how many", "seconds"))
     for name, network, kinds, example in cases():
         seconds = []
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             start = time.perf_counter()
             units = ew.find_units(network, kinds, example)
             seconds.append(time.perf_counter() - start)
         count = sum(group.size for group in units.groups)
-        print(f"| {name} | {' and '.join(kinds)} | {count} | {statistics.median(seconds):.3f} |", flush=True)
+        print(line(name, " and ".join(kinds), count, f"{statistics.median(seconds):.3f}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ memory is what one remembered mask holds, and how far memory in use rises above 
 made. All weights are read once before each check. They are random, in matrices of 4096 x 4096.
 """
 
-import argparse
 import statistics
 import time
 from collections import deque
@@ -17,8 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+import timed
 from earlyworm import make_mask
-from earlyworm.emergence import MaskWindow
+from earlyworm.masks import MaskWindow
+from tables import head, line
 
 RATIO, WINDOW = 0.5, 3
 
@@ -105,24 +106,23 @@ def measure(millions: float, rounds: int, device: str) -> str:
     for check, _ in ways:
         read(weights)
         rises.append(peak_rise(check, device))
-    return (
-        f"| {millions:g} M | {medians[0]:.3f} s | {medians[1]:.2f} s | {ratio:.0f} | {held[0] / 1e6:.1f} MB "
-        f"| {held[1] / 1e6:.0f} MB | {held[1] / held[0]:.0f} | {rises[0] / 1e6:.0f} MB | {rises[1] / 1e6:.0f} MB |"
-    )
+    return line(
+        f"{millions:g} M", f"{medians[0]:.3f} s", f"{medians[1]:.2f} s", f"{ratio:.0f}", f"{held[0] / 1e6:.1f} MB",
+        f"{held[1] / 1e6:.0f} MB", f"{held[1] / held[0]:.0f}", *(f"{rise / 1e6:.0f} MB" for rise in rises),
+    )  # fmt: skip
 
 
 def main() -> None:
     """Read the options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = timed.parser(__doc__, rounds=3)
     parser.add_argument("--millions", type=float, nargs="+", default=[50, 200])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    columns = "weights | check | by sorting | times faster | a mask | a float mask | times smaller | rise | by sorting"
-    print(f"| {columns} |\n{'| --- ' * 9}|")
+    options = timed.begin(parser)
+    columns = (
+        "weights", "check", "by sorting", "times faster", "a mask", "a float mask", "times smaller", "rise",
+        "by sorting",
+    )  # fmt: skip
+    print(head(*columns))
     for millions in options.millions:
         print(measure(millions, options.rounds, options.device), flush=True)
 

@@ -22,6 +22,7 @@ from earlyworm.experiments.run import make_accelerator
 from earlyworm.experiments.run_directory import RunDirectory, build_network
 from earlyworm.experiments.training import Pace, Progress, make_optimizer, train_steps
 from evidence_store import grid_file
+from tables import head, line
 
 SCORED = [(kind, score) for score in ("magnitude", "taylor") for kind in ("heads", "neurons", "weights")]
 
@@ -54,8 +55,7 @@ def main() -> None:
             stack.enter_context(search.attach(optimizer))
         pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
         whole, steps = Progress(config.epochs * pace.steps_per_epoch), pace.steps_per_epoch // options.checks
-        print(f"| epoch | {' | '.join(f'{kind}, {score}' for kind, score in SCORED)} |")
-        print(f"| --- {'| --- ' * len(SCORED)}|")
+        print(head("epoch", *(f"{kind}, {score}" for kind, score in SCORED)))
         for check in range(config.epochs * options.checks):
             train_steps(
                 model, optimizer, data, config, pace, accelerator, stage="search", first=check * steps, steps=steps,
@@ -64,8 +64,8 @@ def main() -> None:
             for search in searches:
                 search.update()
             furthest = [search.history[-1].distance_max for search in searches]
-            cells = " | ".join("-" if distance is None else f"{distance:.4f}" for distance in furthest)
-            print(f"| {(check + 1) * steps / pace.steps_per_epoch:.3g} | {cells} |", flush=True)
+            cells = ["-" if distance is None else f"{distance:.4f}" for distance in furthest]
+            print(line(f"{(check + 1) * steps / pace.steps_per_epoch:.3g}", *cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.results import RunResult
-from stored import HERE, SHARES, emergence, load, markdown, parser, shares, spread, train, write_between
+from stored import HERE, SHARES, emergence, load, parser, shares, spread, train, write_between
+from tables import markdown
 
 RESULTS = HERE / "results" / "sst2"
 MODEL = "models/all-minilm-l6-v2"

@@ -32,12 +32,6 @@ def load(folder: Path) -> list[RunResult]:
     return [RunResult.from_json(path.read_text(), str(path)) for path in sorted(folder.glob("*.json"))]
 
 
-def markdown(columns: list[str], rows: Iterable[list[str]]) -> str:
-    """A table."""
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def spread(
     results: list[RunResult], read: Callable[[RunResult], float | None], scale: float = 1.0, digits: int = 3
 ) -> str:

@@ -10,7 +10,6 @@ All run in turn, round by round; the table shows medians of the ratios earlyworm
 labels as the network has classes; the numbers speak of speed alone.
 """
 
-import argparse
 import random
 import statistics
 import tempfile
@@ -25,12 +24,14 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import timed
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.image_data import ImageData
 from earlyworm.experiments.models import build_model
 from earlyworm.experiments.run import make_accelerator
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import Pace, Progress, make_optimizer, train_steps
+from tables import head, line
 
 CASES = [
     ("resnet18", 0.25, 8, 1, "fp32", 32),
@@ -138,23 +139,21 @@ def measure(model_name: str, width: float, size: int, channels: int, precision: 
             if turn:  # the first round warms up
                 measured.append(time.perf_counter() - start)
     ratios = [statistics.median(b / a for a, b in zip(seconds[0], other, strict=True)) for other in seconds[1:]]
-    speed = count / statistics.median(seconds[0])
-    return (
-        f"| {model_name} x {width} | {channels}x{size}x{size} | {precision} | {batch} | {speed:.0f} "
-        f"| {ratios[0]:.2f} | {ratios[1]:.2f} | {ratios[2]:.2f} |"
-    )
+    return line(
+        f"{model_name} x {width}", f"{channels}x{size}x{size}", precision, batch,
+        f"{count / statistics.median(seconds[0]):.0f}", *(f"{ratio:.2f}" for ratio in ratios),
+    )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    options = timed.begin(timed.parser(__doc__, rounds=7))
     print(f"{options.threads} threads")
-    print("| network | images | precision | batch | earlyworm, images/s | over plain | over samples | over tensors |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        head(
+            "network", "images", "precision", "batch", "earlyworm, images/s", "over plain", "over samples",
+            "over tensors",
+        )
+    )  # fmt: skip
     for case in CASES:
         print(measure(*case, options.rounds), flush=True)
 

@@ -23,7 +23,7 @@ OTHER = {
     "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
-    "greedy_first": True, "classes": (3, 1), "validation": 50,
+    "greedy_first": True, "classes": (3, 1), "validation": 50, "span": 2.0,
 }  # fmt: skip
 # Those of one method each.
 BASELINES = {
@@ -72,6 +72,7 @@ IMPOSSIBLE = [
     ("rounds", 0, "at least 1"),
     ("half_life", 0.0, "above 0"),
     ("validation", 0, "above 0"),
+    ("span", 0.5, "at least check_every (1 epochs)"),
     ("extrusion", -0.5, "0 or more"),
     *(("ratio", value, "in [0, 1)") for value in (-0.1, 1.0, 1, 2.5)),
     *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from earlyworm import ConfigError, Emergence, Mask, SearchError
-from earlyworm.emergence import MaskWindow
+from earlyworm.masks import MaskWindow
 
 
 def mask(text: str) -> Mask:
@@ -99,3 +99,38 @@ def test_bad_window(window):
 def test_bad_epsilon(epsilon):
     with pytest.raises(ConfigError, match=rf"epsilon is {epsilon}, but must be in \[0, 1\]"):
         Emergence(epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "check_every", "window"),
+    [(4, 1, 5), (4, 0.5, 9), (4, 0.125, 33), (1, 1, 2), (0.5, 0.25, 3), (2, 0.3, 8), (4, 3, 2)],
+)
+def test_a_window_that_spans_epochs(epochs, check_every, window):
+    assert Emergence.spanning(epochs, check_every=check_every, epsilon=0.2) == Emergence(window, 0.2)
+
+
+@pytest.mark.parametrize(("epochs", "check_every"), [(1, 2), (0, 1), (4, 0), (4, -1), (math.inf, 1), (math.nan, 1)])
+def test_bad_spans(epochs, check_every):
+    with pytest.raises(
+        ConfigError, match=f"the window spans {epochs} epochs with a check every {check_every}: it must"
+    ):
+        Emergence.spanning(epochs, check_every=check_every)
+
+
+@pytest.mark.parametrize("checks_per_epoch", [1, 2, 4])
+def test_the_epoch_of_emergence_does_not_depend_on_the_interval(checks_per_epoch):
+    """Masks in which ever fewer units change per time: 5 masks come sooner with more checks, 2 epochs do not."""
+
+    def emerges(emergence):
+        window = MaskWindow(emergence.window)
+        for check in range(20 * checks_per_epoch):
+            threshold = round(300 * (1 - 0.75 ** (check / checks_per_epoch)))  # it creeps to its place
+            bits = torch.arange(1000) < threshold
+            if emergence.has_emerged(window.push(Mask.from_groups({"a": bits}))):
+                return check / checks_per_epoch
+        raise AssertionError("it has not emerged")
+
+    spanning = Emergence.spanning(2, check_every=1 / checks_per_epoch, epsilon=0.05)
+    # In 2 epochs 0.3 * (0.75 ** (t - 2) - 0.75 ** t) of the units change: 0.05 at epoch 5.36.
+    assert emerges(spanning) == {1: 6, 2: 5.5, 4: 5.5}[checks_per_epoch]
+    assert emerges(Emergence(3, 0.05)) == {1: 6, 2: 2.5, 4: 0.5}[checks_per_epoch]

@@ -15,7 +15,7 @@ from earlyworm.comparisons.comparison import Comparison
 from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.comparisons.statistics import Paired
-from earlyworm.errors import RunError
+from earlyworm.errors import ConfigError, RunError
 from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
 from evidence_curves import growth_figure, ratio_figure
 from evidence_drawing import spread_apart
@@ -57,6 +57,11 @@ def trained_on(size: int) -> list:
             result = dataclasses.replace(result, data=dataclasses.replace(result.data, train=size))
             cells.append(outcome_of(result))
     return cells
+
+
+def stored(name: str, comparison: Comparison, words: str = "", planned: int | None = None) -> Stored:
+    """A comparison of all cells of its grid, unless `planned` is given."""
+    return Stored(name, words, len(comparison.outcomes) if planned is None else planned, comparison)
 
 
 def words_of(svg: str) -> list[str]:
@@ -184,16 +189,16 @@ def test_settings_are_told_apart_by_what_differs():
 
 
 def test_a_stored_comparison_is_the_same_but_for_its_digits(tmp_path):
-    stored = Comparison.load(store("one", COMPARISON, tmp_path))
-    assert [outcome.command for outcome in stored.outcomes] == [outcome.command for outcome in COMPARISON.outcomes]
-    for ours, theirs in zip(stored.outcomes, COMPARISON.outcomes, strict=True):
+    read = Comparison.load(store("one", COMPARISON, tmp_path))
+    assert [outcome.command for outcome in read.outcomes] == [outcome.command for outcome in COMPARISON.outcomes]
+    for ours, theirs in zip(read.outcomes, COMPARISON.outcomes, strict=True):
         assert ours.result.config == theirs.result.config
         assert ours.result.total.train_flops == theirs.result.total.train_flops
         assert ours.result.versions == theirs.result.versions
         assert ours.result.accuracy.final == pytest.approx(theirs.result.accuracy.final, rel=1e-5)
         assert len(ours.result.search.history) == len(theirs.result.search.history)
         assert ours.result.search.distances == ()
-    assert verdicts(stored) == verdicts(COMPARISON)
+    assert verdicts(read) == verdicts(COMPARISON)
 
 
 def test_stored_fractions_are_short():
@@ -216,13 +221,37 @@ def test_the_comment_at_the_head_of_a_grid_says_what_it_compares(grid, words):
 
 
 def test_stored_comparisons_are_read_by_name(tmp_path):
-    for name in ("b", "a"):
+    for name, ratios in (("b", [0.5]), ("a", [0.3, 0.5])):
         store(name, COMPARISON, tmp_path)
-    (tmp_path / "a.toml").write_text("# What it is.\n")
-    assert [(one.name, one.about) for one in load(tmp_path, tmp_path)] == [("a", "What it is."), ("b", "")]
+        (tmp_path / f"{name}.toml").write_text(f"# About {name}.\nmethods = ['worm']\nratios = {ratios}\n")
+    read = [(one.name, one.about, one.planned) for one in load(tmp_path, tmp_path)]
+    assert read == [("a", "About a.", 10), ("b", "About b.", 5)]
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match=r"a\.json is damaged"):
         load(tmp_path, tmp_path)
+    (tmp_path / "a.toml").unlink()
+    with pytest.raises(ConfigError, match="no comparison 'a': choose from b"):
+        load(tmp_path, tmp_path)
+
+
+def test_where_a_comparison_ran_is_not_stored():
+    def ran_in(folder: str) -> Comparison:
+        cells = [outcome_of(made_up("worm", 0, output=folder)), undone("worm", 1, "no memory", output=folder)]
+        lying = [dataclasses.replace(cell, directory=f"{folder}/{cell.seed}") for cell in cells]
+        waiting = dataclasses.replace(undone("narrow", 0), directory="", command="")
+        output = "" if folder == "runs" else f" --output '{folder}'"
+        return comparison_of(*lying, waiting, command=f"earlyworm compare{output} --epochs 3")
+
+    assert small(ran_in("/home/some body/runs")) == small(ran_in("runs")) == small(ran_in("elsewhere"))
+
+
+@pytest.mark.parametrize("one", load(), ids=lambda one: one.name)
+def test_what_is_stored_belongs_to_its_grid(one):
+    grid = Grid.of(read_grid(evidence_store.grid_file(one.name)))
+    assert {method.label for method in grid.methods} >= set(one.comparison.methods)
+    assert set(grid.seeds) >= {outcome.seed for outcome in one.comparison.outcomes}
+    assert {None, *grid.ratios} >= {setting.ratio for setting in one.comparison.settings}
+    assert one.planned >= len(one.comparison.outcomes)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +317,7 @@ def test_nothing_is_drawn_of_nothing():
 
 
 def test_what_a_comparison_comes_to_in_words():
-    text = flat(section(Stored("digits", "About digits.", COMPARISON), [("a picture", SETTING, "figures/a.svg")]))
+    text = flat(section(stored("digits", COMPARISON, "About digits."), [("a picture", SETTING, "figures/a.svg")]))
     for words in (
         "### digits About digits. 20 of 20 runs are done: `python benchmarks/evidence.py run digits`.",
         "| sooner (epochs) | 12 | 8.4 | -3.6 [-4, -3.2] | 5, 0 of 5 | **holds** |",
@@ -305,18 +334,18 @@ def test_what_a_comparison_comes_to_in_words():
 
 def test_what_is_not_done_is_told():
     cells = [*several(), undone("worm", 5), undone("early-bird", 5, "no memory")]
-    text = flat(section(Stored("digits", "", comparison_of(*cells)), []))
-    assert "20 of 22 runs are done" in text
+    text = flat(section(stored("digits", comparison_of(*cells), planned=66), []))
+    assert "20 of 66 runs are done" in text
     assert "Still to be done: 1 of 22 runs." in text
     assert "early-bird, seed 5 failed: no memory" in text
 
 
 def test_ratios_are_ranked_and_sizes_compared_with_dense_training():
     ratios = comparison_of(*several(0.3), *several(0.5))
-    text = flat(section(Stored("r", "", ratios), []))
+    text = flat(section(stored("r", ratios), []))
     assert "#### r ratio 0.3 | claim |" in text
     assert "losses early in retraining rank final accuracies with Kendall's tau" in text
-    text = flat(section(Stored("s", "", comparison_of(*trained_on(200), *trained_on(2000))), []))
+    text = flat(section(stored("s", comparison_of(*trained_on(200), *trained_on(2000))), []))
     assert "| training examples | `dense` | `early-bird` |" in text
     assert "| 200 | 74.0% | 82.0%: better (+8.0 [+8.0, +8.0]) |" in text
     assert "- `early-bird` against `dense`: better with 200; worse with 2000 training examples." in text
@@ -325,18 +354,18 @@ def test_ratios_are_ranked_and_sizes_compared_with_dense_training():
 
 def test_a_collapsed_layer_is_told():
     cells = [dataclasses.replace(made_up("worm", seed), layers={"conv": (1 + seed, 40)}) for seed in range(3)]
-    text = flat(section(Stored("c", "", comparison_of(*cells)), []))
+    text = flat(section(stored("c", comparison_of(*cells)), []))
     assert "`worm` left a layer with a twentieth of its units or less (seed 0: 1 of 40 in `conv`, 96.0% before" in text
     assert "seed 1: 2 of 40" in text
     assert "seed 2:" not in text
 
 
 def test_the_summary_counts_what_holds():
-    stored = [Stored("five", "", COMPARISON), Stored("three", "", comparison_of(*several(seeds=range(3))))]
-    text = claims_summary(stored)
+    both = [stored("five", COMPARISON), stored("three", comparison_of(*several(seeds=range(3))))]
+    text = claims_summary(both)
     assert "| [five](#five) | **holds** | **holds** | not shown | not shown | not shown | **holds** |" in text
     assert "*sooner (epochs)* holds in 1 of 2, is contradicted in 0 and not shown in 0; on too few seeds in 1." in text
-    text = rivals_summary(stored)
+    text = rivals_summary(both)
     assert "| [five](#five) | 93.1% at 61% | as good at 53% | **worse** at 35% | **better** at 100% |" in text
     assert "- `narrow`: worse in 1, too few seeds in 1 of 2." in text
 
@@ -348,10 +377,10 @@ def test_without_stored_comparisons_there_is_a_page_that_says_so():
 
 
 def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):
-    stored = [Stored("digits", "", COMPARISON), Stored("r", "", comparison_of(*several(0.3), *several(0.5)))]
+    both = [stored("digits", COMPARISON), stored("r", comparison_of(*several(0.3), *several(0.5)))]
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "former.svg").write_text("")
-    evidence.write(stored, tmp_path)
+    evidence.write(both, tmp_path)
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {
@@ -359,7 +388,7 @@ def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):
         *(f"r-ratio{ratio}-{kind}.svg" for ratio in (0.3, 0.5) for kind in ("cost", "emergence", "course")),
     }  # fmt: skip
     assert set(re.findall(r"\(figures/([^)]+)\)", (tmp_path / "results.md").read_text())) == drawn
-    evidence.write(stored, tmp_path)
+    evidence.write(both, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == first
 
 

@@ -1,13 +1,13 @@
-"""The window of masks, and the test whether the ticket has emerged."""
+"""When a ticket counts as emerged."""
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from earlyworm.errors import ConfigError
-from earlyworm.masks import Mask, mask_distance
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,36 @@ class Emergence:
     Attributes:
         window: How many of the latest masks are remembered, at least 2.
         epsilon: The largest mask distance inside the window at which the ticket has emerged, in [0, 1].
+
+    Example:
+        >>> Emergence.spanning(4, check_every=0.25)
+        Emergence(window=17, epsilon=0.1)
     """
 
     window: int = 5
     epsilon: float = 0.1
+
+    @classmethod
+    def spanning(cls, epochs: float, *, check_every: float, epsilon: float = 0.1) -> Self:
+        """The same rule for any interval between checks: the window reaches back over a given stretch of training.
+
+        Masks differ the more, the more training lies between them. So a window of a number of checks shrinks with the
+        interval, and emergence comes sooner for no other reason; a window of a number of epochs does not. The published
+        window of 5 checks, one per epoch, spans 4 epochs.
+
+        Args:
+            epochs: From the oldest mask in the window to the newest, above 0.
+            check_every: Epochs between two checks, above 0 and at most `epochs`.
+            epsilon: As above.
+
+        Raises:
+            ConfigError: If they are not.
+        """
+        if not 0 < check_every <= epochs < math.inf:
+            raise ConfigError(
+                f"the window spans {epochs} epochs with a check every {check_every}: it must span one interval or more"
+            )
+        return cls(round(epochs / check_every) + 1, epsilon)
 
     def __post_init__(self) -> None:
         if self.window < 2:
@@ -35,28 +61,3 @@ class Emergence:
             distances: The distance of the newest mask to each older one in the window, each in [0, 1].
         """
         return len(distances) == self.window - 1 and max(distances) <= self.epsilon
-
-
-class MaskWindow:
-    """The latest masks, oldest first; forgets the oldest when a new one comes to a full window."""
-
-    def __init__(self, size: int) -> None:
-        self.masks: deque[Mask] = deque(maxlen=size)
-
-    def push(self, mask: Mask) -> tuple[float, ...]:
-        """Remember `mask`; return its distance to each of the older masks, oldest first."""
-        self.masks.append(mask)
-        return tuple(mask_distance(mask, older) for older in list(self.masks)[:-1])
-
-    @property
-    def newest(self) -> Mask:
-        """The newest mask."""
-        return self.masks[-1]
-
-    @property
-    def ever_kept(self) -> Mask:
-        """The mask that removes only what every mask of the window removes."""
-        bits = self.newest.bits.clone()
-        for mask in self.masks:
-            bits |= mask.bits
-        return Mask(bits, self.newest.sizes, self.newest.kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -217,3 +218,28 @@ def _starts(sizes: Mapping[str, int]) -> list[int]:
 def _same_units(a: Mask, b: Mask) -> bool:
     """Whether two masks are over the same groups in the same order."""
     return list(a.sizes.items()) == list(b.sizes.items())
+
+
+class MaskWindow:
+    """The latest masks, oldest first; forgets the oldest when a new one comes to a full window."""
+
+    def __init__(self, size: int) -> None:
+        self.masks: deque[Mask] = deque(maxlen=size)
+
+    def push(self, mask: Mask) -> tuple[float, ...]:
+        """Remember `mask`; return its distance to each of the older masks, oldest first."""
+        self.masks.append(mask)
+        return tuple(mask_distance(mask, older) for older in list(self.masks)[:-1])
+
+    @property
+    def newest(self) -> Mask:
+        """The newest mask."""
+        return self.masks[-1]
+
+    @property
+    def ever_kept(self) -> Mask:
+        """The mask that removes only what every mask of the window removes."""
+        bits = self.newest.bits.clone()
+        for mask in self.masks:
+            bits |= mask.bits
+        return Mask(bits, self.newest.sizes, self.newest.kinds)

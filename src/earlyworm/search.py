@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from earlyworm.emergence import Emergence, MaskWindow
+from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.finding import units_of
 from earlyworm.gradients import GradientHook
 from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
-from earlyworm.masks import Mask, mask_of_finite
+from earlyworm.masks import Mask, MaskWindow, mask_of_finite
 from earlyworm.ratios import Ratio, removed_per_kind
 from earlyworm.scorer import Scorer
 from earlyworm.scores import Score

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -204,6 +206,11 @@ class Grid:
         readable = "-".join(Path(name.rstrip("/")).name.replace(":", "-") for name in names)[:64]
         return Path(self.options.get("output", RunConfig.output)) / f"compare-{readable}-{digest}"
 
+    @property
+    def size(self) -> int:
+        """How many cells there are."""
+        return math.prod(map(len, self._axes))
+
     def cells(self) -> tuple[Cell, ...]:
         """All cells: setting by setting, and seed by seed, so that methods can be compared long before all are done.
 
@@ -213,12 +220,7 @@ class Grid:
         """
         configs = (
             (method, self._config(method, model, data, limit, ratio, seed))
-            for data in self.data
-            for model in self.models or (None,)
-            for limit in self.limits or (None,)
-            for ratio in (self.ratios if self.pick == "all" else (None,))
-            for seed in self.seeds
-            for method in self.methods
+            for data, model, limit, ratio, seed, method in itertools.product(*self._axes)
         )
         cells = tuple(
             Cell(method.label, Setting.of(config), _of_any_ratio(config), self._follows(method))
@@ -230,6 +232,12 @@ class Grid:
             if first is not cell:
                 raise ConfigError(f"{first.label!r} and {cell.label!r} are the same runs: leave one of them out")
         return cells
+
+    @property
+    def _axes(self) -> tuple[Sequence[Any], ...]:
+        """Data, models, limits, ratios, seeds and methods; None: as the options or defaults say."""
+        ratios = self.ratios if self.pick == "all" else (None,)
+        return self.data, self.models or (None,), self.limits or (None,), ratios, self.seeds, self.methods
 
     def _config(
         self, method: GridMethod, model: str | None, data: str, limit: int | None, ratio: float | None, seed: int

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
+from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.checks import check_method, check_task, check_units, require, typed
 from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
@@ -129,6 +130,9 @@ class RunConfig:
     """How many units of every layer a mask must keep: a number, or a fraction of the layer, in (0, 1)."""
     window: int = 5
     """How many of the latest masks are compared, at least 2; for text 3."""
+    span: float | None = None
+    """Epochs from the oldest to the newest mask that is compared, in place of --window; so it means the same at any
+    --check-every."""
     epsilon: float = 0.1
     """The largest mask distance in the window at which the ticket has emerged, in [0, 1]; for weights of text 0.01."""
     trigger: float | None = None
@@ -175,6 +179,8 @@ class RunConfig:
             value = getattr(self, name)
             require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
         require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
+        fit = self.span is None or self.span >= self.check_every
+        require(fit, "span", self.span, f"at least check_every ({self.check_every:g} epochs)")
         require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
         require(self.trigger is None or 0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
         require(self.half_life > 0, "half_life", self.half_life, "above 0 (epochs)")
@@ -233,6 +239,13 @@ class RunConfig:
     def effective_chi(self) -> float | None:
         """The chi in force: the given one, or the method's own default."""
         return DEFAULT_CHI[self.task].get(self.method) if self.chi is None else self.chi
+
+    @property
+    def emergence(self) -> Emergence:
+        """When the ticket of a search counts as emerged."""
+        if self.span is None:
+            return Emergence(self.window, self.epsilon)
+        return Emergence.spanning(self.span, check_every=self.check_every, epsilon=self.epsilon)
 
     @property
     def effective_trigger(self) -> float | None:

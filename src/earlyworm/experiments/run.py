@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from earlyworm.channels import find_channels
-from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.bench import Bench, Observer, Silent, Trained
 from earlyworm.experiments.choosing import choose_ratio
@@ -73,10 +72,10 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     at_once = pace.batch // config.accumulation // accelerator.num_processes
     check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
-    if config.method in SEARCHES and config.search_epochs / config.check_every < config.window - (
+    if config.method in SEARCHES and config.search_epochs / config.check_every < config.emergence.window - (
         config.score != "taylor"
     ):
-        notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.window} masks")
+        notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.emergence.window} masks")
     for note in notes:
         observer.note(note)
 
@@ -165,7 +164,7 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig, pa
         units = find_units(model, config.units, example)
     options: dict[str, Any] = {
         "units": units,
-        "emergence": Emergence(config.window, config.epsilon) if searches else NoEmergence(config.window),
+        "emergence": config.emergence if searches else NoEmergence(config.emergence.window),
         "truncation": truncation,
         "sparsity_penalty": config.sparsity_penalty,
         "score": "magnitude" if config.method == "imp" else config.score,

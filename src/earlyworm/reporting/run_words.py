@@ -104,7 +104,7 @@ def _search(result: RunResult) -> str:
     """How the search went."""
     config, search = result.config, result.search
     # Before the window is full, a small maximum means nothing; the first mask has none.
-    maxima = [c.distance_max for c in search.history if c.distance_max is not None][config.window - 2 :]
+    maxima = [c.distance_max for c in search.history if c.distance_max is not None][config.emergence.window - 2 :]
     reached = f"smallest window maximum reached {min(maxima):.3g}" if maxima else "the window never filled"
     failed = f"No ticket emerged within {epochs(config.search_epochs)}: {reached}, epsilon is {config.epsilon:g}"
     trigger = ""

@@ -17,7 +17,7 @@ _BARE = {"showgrid": False, "showline": False, "showticklabels": False, "ticks":
 
 def matrix_figure(result: RunResult) -> go.Figure:
     """The distance between the masks of every two epochs (arXiv 1909.11957, figure 2)."""
-    search, window = result.search, result.config.window
+    search, window = result.search, result.config.emergence.window
     rows = search.distances
     # Where the first check had no mask yet, there are fewer masks than checks.
     epochs = [check.epoch for check in search.history][-len(rows) :]
