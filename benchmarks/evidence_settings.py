@@ -26,11 +26,6 @@ def among(comparison: Comparison, setting: Setting) -> dict[str, str]:
     return {name: _NOTHING[name] if (value := getattr(setting, name)) is None else _short(value) for name in several}
 
 
-def training_sizes(comparison: Comparison) -> dict[Setting, int]:
-    """How many examples are trained on in each setting that has any result."""
-    return {outcome.setting: outcome.result.data.train for outcome in comparison.outcomes if outcome.result is not None}
-
-
 def over_ratios(comparison: Comparison) -> list[dict[Setting, float]]:
     """Settings that differ in their pruning ratio alone, with their ratios, in groups of two or more."""
     known = [setting for setting in comparison.settings if setting.ratio is not None]
@@ -40,7 +35,7 @@ def over_ratios(comparison: Comparison) -> list[dict[Setting, float]]:
 
 def over_sizes(comparison: Comparison) -> list[dict[Setting, int]]:
     """Settings that differ in the number of training examples alone, with these, in groups of two or more."""
-    sizes = training_sizes(comparison)
+    sizes = {o.setting: o.result.data.train for o in comparison.outcomes if o.result is not None}
     groups = _groups((dataclasses.replace(setting, limit=None), setting) for setting in sizes)
     return [{setting: sizes[setting] for setting in group} for group in groups]
 

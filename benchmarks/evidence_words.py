@@ -213,8 +213,7 @@ def _rankings(comparison: Comparison) -> list[str]:
     """How well the training speed ranks pruning ratios."""
     return [
         f"Over pruning ratios, losses early in retraining rank final accuracies with Kendall's tau {one.mean:.2f} for "
-        f"`{one.method}` ({sum(tau is not None for tau in one.taus.values())} seeds; 1: the same order, -1: the "
-        "opposite)."
+        f"`{one.method}` ({len(one.taus)} seeds; 1: the same order, -1: the opposite)."
         for one in ranking_agreement(comparison)
         if one.mean is not None and one.method in (EARLY_BIRD, WORM)
     ]

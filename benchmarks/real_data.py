@@ -1,4 +1,4 @@
-"""Early Bird and WORM on real images; writes the tables of docs/results.md.
+"""Early Bird and WORM on real images; writes a table of results.md.template, which evidence.py makes a page of.
 
     python benchmarks/real_data.py train [--seeds 0 1 2]   # hours on 2 cores; stop and go on as you like
     python benchmarks/real_data.py table                   # from the stored results alone

@@ -1,4 +1,4 @@
-"""Early Bird and WORM while a small sentence encoder is fine-tuned; writes a table of docs/results.md.
+"""Early Bird and WORM while a small sentence encoder is fine-tuned; writes a table of results.md.template.
 
     python benchmarks/sst2.py train [--seeds 0 1 2] [--model DIR]   # stop and go on as you like
     python benchmarks/sst2.py table                                 # from the stored results alone

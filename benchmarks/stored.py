@@ -14,7 +14,7 @@ from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "docs" / "results.md"
+DOCUMENT = HERE / "results.md.template"  # of which evidence.py writes docs/results.md
 SHARES = ("parameters", "MACs", "latency", "all training FLOPs")  # columns, of `shares`
 
 
@@ -62,7 +62,7 @@ def emergence(results: list[RunResult]) -> str:
 
 
 def write_between(name: str, text: str) -> None:
-    """Put `text` into the document of results, between the two marks of a benchmark."""
+    """Put `text` into the template of docs/results.md, between the two marks of a benchmark."""
     start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
     before, _, rest = DOCUMENT.read_text().partition(start)
     _, _, after = rest.partition(end)

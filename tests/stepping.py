@@ -33,6 +33,13 @@ def gradients(model):
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def assert_multiplied(model, reference, expected):
+    """The gradients of one model are those of another one times the factors that are expected."""
+    theirs = gradients(reference)
+    for name, gradient in gradients(model).items():
+        assert torch.equal(gradient, theirs[name] * expected[name]), name
+
+
 # ------------------------------------------------------------------- ways to take one step on batch number `i` of a run
 
 

@@ -34,20 +34,6 @@ def _offline(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys):
-    """Runs the command; returns exit status, standard output and standard error."""
-
-    def run_command(*arguments):
-        try:
-            status = cli.main(arguments)
-        except SystemExit as leaving:
-            status = leaving.code or 0
-        return status, *capsys.readouterr()
-
-    return run_command
-
-
-@pytest.fixture
 def refused(command):
     """Runs the command; it must fail with one line, write nothing, and change nothing. Returns that line."""
 

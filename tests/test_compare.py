@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from earlyworm import cli
 from earlyworm.comparisons.compare import compare
 from earlyworm.comparisons.comparison import Comparison
 from earlyworm.comparisons.grid import Grid
@@ -401,15 +400,6 @@ def test_interrupted_from_the_keyboard(tmp_path, stub):
 # The command.
 
 
-@pytest.fixture
-def command(capsys):
-    def run_command(*arguments):
-        capsys.readouterr()
-        return cli.main(arguments), *capsys.readouterr()
-
-    return run_command
-
-
 def test_compare_report_and_inspect(command, copied, nothing_runs):
     grid = dataclasses.replace(copied, methods=copied.methods[:4])
     words = shlex.split(grid.command())[1:]
@@ -422,7 +412,7 @@ def test_compare_report_and_inspect(command, copied, nothing_runs):
     assert names <= {path.name for path in grid.directory.iterdir()}
     csv = (grid.directory / "comparison.csv").read_bytes()
     (grid.directory / "comparison.csv").unlink()
-    assert command("report", str(grid.directory))[0] == 0
+    assert command("report", str(grid.directory)) == (0, f"{grid.directory}/report.html\n", "")
     assert (grid.directory / "comparison.csv").read_bytes() == csv
     status, shown, errors = command("inspect", str(grid.directory))
     assert (status, errors) == (0, "")

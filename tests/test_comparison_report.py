@@ -186,7 +186,7 @@ def test_figures_without_anything_to_show_are_left_out(visit):
     page = visit(
         comparison_of(*(made_up(method, seed) for method in ("dense", "narrow") for seed in (0, 1)), baseline="dense")
     )
-    assert shown(page) == {"decision", "curves", "drop", "layers"}
+    assert shown(page) == {"decision", "curves", "layers"}
     empty = visit(comparison_of(undone("early-bird", 0), undone("worm", 0, "it failed")))
     assert empty.locator("h1").inner_text() == "Nothing to compare with early-bird yet"
     assert "it failed" in empty.locator(".errors").inner_text()

@@ -2,19 +2,16 @@
 
 import csv
 import io
-import json
 import textwrap
 
 import pytest
 from rich.console import Console
 
 from comparisons import comparison_of, made_up, outcome_of, undone
-from earlyworm.comparisons.quantities import QUANTITIES
 from earlyworm.reporting.comparison_tables import (
     comparison_csv,
     comparison_markdown,
     comparison_table,
-    statistics_json,
 )
 
 SEEDS = range(3)
@@ -170,24 +167,3 @@ def test_csv_keeps_cells_without_a_result():
     failed, waiting = lines_of(UNDONE)[1], lines_of(UNDONE)[4]
     assert (failed["state"], failed["error"]) == ("failed", UNDONE.outcomes[1].error)
     assert (waiting["state"], waiting["error"], waiting["accuracy_final"]) == ("waiting", "", "")
-
-
-def test_statistics_are_json():
-    records = json.loads(json.dumps(statistics_json(COMPARISON), allow_nan=False))
-    assert len(records) == 5 * len(QUANTITIES)
-    final = next(r for r in records if (r["method"], r["quantity"]) == ("worm", "accuracy_final"))
-    paired = final.pop("paired")
-    assert paired.pop("ratio_interval") == [pytest.approx(1.0), pytest.approx(1.009, abs=1e-3)]
-    assert paired == {
-        "pairs": 3, "won": 2, "lost": 0, "ratio": pytest.approx(0.955 / 0.95),
-        "difference": pytest.approx(0.005), "difference_interval": [pytest.approx(0.0), pytest.approx(0.01)],
-    }  # fmt: skip
-    assert final == {
-        "model": "resnet20", "data": "digits", "ratio": 0.5, "limit": None, "method": "worm",
-        "quantity": "accuracy_final",
-        "unit": "fraction", "better": "higher", "n": 3, "censored": 0, "mean": pytest.approx(0.955),
-        "deviation": pytest.approx(0.005), "interval": pytest.approx([0.9426, 0.9674], abs=1e-4), "median": None,
-        "values": [{"seed": s, "value": 0.95 + 0.005 * s, "censored": False} for s in SEEDS],
-    }  # fmt: skip
-    epoch = next(r for r in records if (r["method"], r["quantity"]) == ("greedy", "emergence_epoch"))
-    assert epoch["values"][1] == {"seed": 1, "value": 20.0, "censored": True}

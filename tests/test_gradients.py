@@ -17,6 +17,7 @@ from stepping import (
     LR,
     OPTIMIZERS,
     PAIRS,
+    assert_multiplied,
     factors,
     gradients,
     make_closure,
@@ -136,8 +137,7 @@ def test_clipping_sees_the_norm_of_untruncated_gradients():
         assert torch.equal(ours, theirs)
         optimizer.step()
     expected = factors(model, search.mask, 0.0)
-    for name, gradient in gradients(model).items():
-        assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+    assert_multiplied(model, reference, expected)
 
 
 def test_accelerator_with_accumulation_and_clipping():
@@ -160,8 +160,7 @@ def test_accelerator_with_accumulation_and_clipping():
         nn.utils.clip_grad_norm_(reference.parameters(), 0.05)
         assert search.steps == 1
         search.update()
-    for name, gradient in gradients(model).items():
-        assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+    assert_multiplied(model, reference, expected)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5])

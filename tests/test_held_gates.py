@@ -9,7 +9,7 @@ from torch.optim import SGD
 
 from earlyworm import Constant, SearchError, TicketSearch, find_channels
 from residual import COUPLED, loss_on, make_batch, make_network, states_equal
-from stepping import LR, factors, gradients, groups_of, plain, search_on
+from stepping import LR, assert_multiplied, factors, gradients, groups_of, plain, search_on
 
 
 def test_two_optimizers():
@@ -22,8 +22,7 @@ def test_two_optimizers():
             loss_on(m, make_batch(0)).backward()
             for optimizer in optimizers:
                 optimizer.step()
-        for name, gradient in gradients(model).items():
-            assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+        assert_multiplied(model, reference, expected)
         assert search.steps == 1  # they step in turn
         for _ in range(2):
             for optimizer in ours:
@@ -43,8 +42,7 @@ def test_two_optimizers_that_hold_the_same_parameters_and_take_turns():
                 m.zero_grad()
                 loss_on(m, make_batch(0)).backward()
             optimizer.step()
-            for name, gradient in gradients(model).items():
-                assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+            assert_multiplied(model, reference, expected)
 
 
 def test_one_of_two_optimizers_steps_more_often():
@@ -79,8 +77,7 @@ def test_frozen_parameters():
         optimizer.step()
         search.update()
     assert states_equal(model.stem_bn, reference.stem_bn)
-    for name, gradient in gradients(model).items():
-        assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+    assert_multiplied(model, reference, expected)
 
 
 def test_frozen_parameters_that_the_optimizer_holds_are_truncated_once_they_thaw():
@@ -94,8 +91,7 @@ def test_frozen_parameters_that_the_optimizer_holds_are_truncated_once_they_thaw
         for m in (model, reference):
             loss_on(m, make_batch(0)).backward()
         optimizer.step()
-    for name, gradient in gradients(model).items():
-        assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+    assert_multiplied(model, reference, expected)
 
 
 def test_parameters_that_are_thawed_and_added_later_are_truncated_from_the_next_check():
@@ -243,8 +239,7 @@ def test_an_exception_in_a_closure_leaves_nothing_behind():
         expected = factors(model, search.mask, 0.25)
         plain(model, ours, 0)
     plain(reference, theirs, 0)
-    for name, gradient in gradients(model).items():
-        assert torch.equal(gradient, gradients(reference)[name] * expected[name]), name
+    assert_multiplied(model, reference, expected)
 
 
 def test_detached_search_leaves_gradients_alone():

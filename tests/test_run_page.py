@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from comparisons import made_up
-from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.results import CandidateResult, RunResult
 from earlyworm.masks import Mask
 from earlyworm.reporting.run_report import summary, write_report
 from test_report import EMERGED
@@ -16,9 +16,9 @@ from test_report import EMERGED
 def visit(open_page, tmp_path):
     """Open the report of a result in a browser."""
 
-    def open_report(result: RunResult, mask: Mask | None = None):
+    def open_report(result: RunResult, mask: Mask | None = None, **options):
         write_report(result, tmp_path / "report.html", mask)
-        return open_page(tmp_path / "report.html")
+        return open_page(tmp_path / "report.html", **options)
 
     return open_report
 
@@ -75,6 +75,25 @@ def test_every_unit_has_a_cell_and_many_share_one(visit):
         page.keyboard.press(key)
     page.locator("#units .hoverlayer").get_by_text("unit 1: removed").wait_for()
     assert visit(EMERGED).locator("#units").count() == 0  # no ticket was given
+
+
+CANDIDATES = (
+    CandidateResult(0.3, 8.0, 0.81, (0.5, 0.25), 0.9, 10, 1.0, chosen=False),
+    CandidateResult(0.5, 9.0, 0.7, (0.4, 0.2), 0.925, 10, 1.0, chosen=True),
+    CandidateResult(0.7, None, None, (), None, 0, 0.0, chosen=False),
+)
+
+
+def test_the_ratios_to_choose_from_have_a_table_that_fits_a_phone(visit):
+    config = dataclasses.replace(EMERGED.config, ratios=(0.3, 0.5, 0.7))
+    page = visit(dataclasses.replace(EMERGED, config=config, candidates=CANDIDATES), width=390)
+    table = page.locator("section:has(#candidates)")
+    assert table.locator("tbody tr").all_inner_texts() == [
+        "0.3\t8\t81.0%\t0.75\t90.0%\tno", "0.5\t9\t70.0%\t0.6\t92.5%\tyes", "0.7\t-\t-\t-\t-\tno"
+    ]  # fmt: skip
+    assert "each was retrained for 2 epochs" in " ".join(table.inner_text().split())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert visit(EMERGED).locator("#candidates").count() == 0
 
 
 OTHERS = {

@@ -22,17 +22,6 @@ def folder(tmp_path, monkeypatch):
     return write_all(".")
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs the command; returns exit status, standard output and standard error."""
-
-    def run_command(*arguments):
-        capsys.readouterr()
-        return cli.main(arguments), *capsys.readouterr()
-
-    return run_command
-
-
 def test_run_inspect_and_report(command):
     config = small_text(".", "runs", epochs=2, search_epochs=1, epsilon=0.5)
     words = shlex.split(config.command())[1:]

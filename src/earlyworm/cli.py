@@ -134,12 +134,11 @@ def _report(path: Path) -> None:
     from earlyworm.experiments.run_directory import RunDirectory
     from earlyworm.reporting.run_report import write_report
 
+    directory = RunDirectory(path)
     if (comparison := _saved_comparison(path)) is not None:
         _write_reports(comparison, path)
-        print(path)
-        return
-    directory = RunDirectory(path)
-    write_report(directory.read_result(), directory.report, _mask_of(directory))
+    else:
+        write_report(directory.read_result(), directory.report, _mask_of(directory))
     print(directory.report)
 
 

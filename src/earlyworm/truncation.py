@@ -118,7 +118,8 @@ class Fade:
 
     Attributes:
         trigger: The mean distance below which it starts, in [0, 1]; it goes on from then on.
-        half_life: Epochs in which static units shrink to a half, above 0.
+        half_life: Epochs in which static units shrink to a half, above 0; a twelfth of what the window spans lets them
+            fade to less than a thousandth before they are cut out, whatever their scale was.
         chi: What gradients of static units are multiplied by from then on, in [0, 1).
         static: Which units are static. A unit that is static no more is left as it is.
 
@@ -130,7 +131,7 @@ class Fade:
     """
 
     trigger: float = 0.3
-    half_life: float = 0.9
+    half_life: float = 1 / 3
     chi: float = 0.0
     static: Static = "latest"
 

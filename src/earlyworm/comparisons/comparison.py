@@ -39,10 +39,13 @@ class Setting:
         """The setting of a run."""
         return cls(config.model, config.data, None if config.ratios else config.ratio, config.limit)
 
+    @property
+    def task(self) -> str:
+        """The setting without its ratio, in words."""
+        return f"{self.model} on {self.data}" + ("" if self.limit is None else f", {self.limit} examples")
+
     def __str__(self) -> str:
-        examples = "" if self.limit is None else f", {self.limit} examples"
-        ratio = "ratio chosen by speed" if self.ratio is None else f"ratio {self.ratio:g}"
-        return f"{self.model} on {self.data}{examples}, {ratio}"
+        return f"{self.task}, ratio " + ("chosen by speed" if self.ratio is None else f"{self.ratio:g}")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ class Quantity:
 
     Attributes:
         name: Its name in files, which does not change.
-        words: Its name for people.
         unit: What it is counted in; fractions are accuracies in [0, 1] and differences of them, ratios are to dense.
         better: Which side is better.
         of: Reads it off a run; None where the run has no such thing.
@@ -33,7 +32,6 @@ class Quantity:
     """
 
     name: str
-    words: str
     unit: Unit
     better: Literal["lower", "higher"]
     of: Callable[[RunResult], float | None]
@@ -79,42 +77,38 @@ def _ticket(of: Callable[[TicketCost], float]) -> Callable[[RunResult], float | 
 
 
 QUANTITIES = (
-    Quantity("emergence_epoch", "epoch of emergence", "epochs", "lower", _epoch, until_emergence=True),
+    Quantity("emergence_epoch", "epochs", "lower", _epoch, until_emergence=True),
     Quantity(
-        "emergence_flops", "training FLOPs until emergence", "FLOPs", "lower",
+        "emergence_flops", "FLOPs", "lower",
         lambda result: result.search.train_flops if is_pruned(result) else None, until_emergence=True,
     ),
     Quantity(
-        "emergence_seconds", "seconds until emergence", "s", "lower",
+        "emergence_seconds", "s", "lower",
         lambda result: result.search.seconds if is_pruned(result) else None, until_emergence=True,
     ),
     Quantity(
-        "accuracy_before", "accuracy before pruning", "fraction", "higher",
-        lambda result: result.accuracy.before if is_pruned(result) else None,
+        "accuracy_before", "fraction", "higher", lambda result: result.accuracy.before if is_pruned(result) else None
     ),
     Quantity(
-        "accuracy_pruned", "accuracy right after pruning", "fraction", "higher",
-        lambda result: result.accuracy.pruned if is_pruned(result) else None,
+        "accuracy_pruned", "fraction", "higher", lambda result: result.accuracy.pruned if is_pruned(result) else None
     ),
-    Quantity("accuracy_drop", "accuracy lost by pruning", "fraction", "lower", _drop),
-    Quantity("accuracy_recovery_1", "accuracy after 1 epoch of retraining", "fraction", "higher", _recovery(1)),
-    Quantity("accuracy_recovery_3", "accuracy after 3 epochs of retraining", "fraction", "higher", _recovery(3)),
-    Quantity("accuracy_final", "final accuracy", "fraction", "higher", lambda result: result.accuracy.final),
+    Quantity("accuracy_drop", "fraction", "lower", _drop),
+    Quantity("accuracy_recovery_1", "fraction", "higher", _recovery(1)),
+    Quantity("accuracy_recovery_3", "fraction", "higher", _recovery(3)),
+    Quantity("accuracy_final", "fraction", "higher", lambda result: result.accuracy.final),
+    Quantity("total_flops", "FLOPs", "lower", _total(lambda result: result.total.train_flops)),
+    Quantity("total_seconds", "s", "lower", _total(lambda result: result.total.seconds)),
     Quantity(
-        "total_flops", "training FLOPs in all", "FLOPs", "lower", _total(lambda result: result.total.train_flops)
-    ),
-    Quantity("total_seconds", "seconds in all", "s", "lower", _total(lambda result: result.total.seconds)),
-    Quantity(
-        "relative_flops", "training FLOPs / dense training", "ratio", "lower",
+        "relative_flops", "ratio", "lower",
         _total(lambda result: result.total.train_flops / result.total.dense_train_flops),
     ),
-    Quantity("parameters", "parameters", "number", "lower", _ticket(lambda ticket: ticket.parameters)),
-    Quantity("macs", "MACs per example", "number", "lower", _ticket(lambda ticket: ticket.macs)),
+    Quantity("parameters", "number", "lower", _ticket(lambda ticket: ticket.parameters)),
+    Quantity("macs", "number", "lower", _ticket(lambda ticket: ticket.macs)),
     Quantity(
-        "relative_macs", "MACs / dense network", "ratio", "lower",
+        "relative_macs", "ratio", "lower",
         lambda result: None if result.ticket is None else result.ticket.macs / result.dense.macs,
     ),
-    Quantity("latency_seconds", "latency per example", "s", "lower", _ticket(lambda ticket: ticket.latency_seconds)),
+    Quantity("latency_seconds", "s", "lower", _ticket(lambda ticket: ticket.latency_seconds)),
 )  # fmt: skip
 """Every quantity of a comparison, in the order of files and tables."""
 

@@ -83,18 +83,16 @@ class Agreement:
     """How well the training speed ranks pruning ratios, compared with their final accuracies.
 
     Attributes:
-        model: The model.
-        data: The data.
+        setting: The setting, without a ratio.
         method: The method's label.
-        taus: Kendall's tau over the ratios, in [-1, 1], by seed; 1: both rank them alike. None where fewer than two
-            ratios have a value, or one of the two rankings has only ties.
-        mean: The mean of those that there are.
+        taus: Kendall's tau over the ratios, in [-1, 1], by seed; 1: both rank them alike. A seed is missing where fewer
+            than two ratios have a value, or one of the two rankings has only ties.
+        mean: Their mean; None if there are none.
     """
 
-    model: str
-    data: str
+    setting: Setting
     method: str
-    taus: Mapping[int, float | None]
+    taus: Mapping[int, float]
     mean: float | None
 
 
@@ -113,16 +111,14 @@ def summarise(comparison: Comparison, quantities: Sequence[Quantity] = QUANTITIE
     )
 
 
-def ranking_agreement(comparison: Comparison, epochs: int | None = None) -> tuple[Agreement, ...]:
+def ranking_agreement(comparison: Comparison) -> tuple[Agreement, ...]:
     """Whether the training speed early in retraining foretells which pruning ratio ends with the best accuracy.
 
-    Args:
-        comparison: Methods and seeds at several pruning ratios.
-        epochs: Over how many epochs losses are summed, at least 1; None: for each seed, the first third of the
-            shortest retraining, since sums over different numbers of epochs cannot be compared.
+    For each seed, losses are summed over the first third of the shortest retraining, since sums over different numbers
+    of epochs cannot be compared.
 
     Returns:
-        One per model, data and method that have any result.
+        One per setting and method that have any result.
 
     Source: arXiv 2010.14499.
     """
@@ -133,9 +129,8 @@ def ranking_agreement(comparison: Comparison, epochs: int | None = None) -> tupl
             runs.setdefault(key, {}).setdefault(outcome.seed, []).append(outcome.result)
     agreements = []
     for (setting, method), by_seed in runs.items():
-        taus = {seed: _tau(results, epochs) for seed, results in by_seed.items()}
-        known = [tau for tau in taus.values() if tau is not None]
-        agreements.append(Agreement(setting.model, setting.data, method, taus, fmean(known) if known else None))
+        taus = {seed: tau for seed, results in by_seed.items() if (tau := _tau(results)) is not None}
+        agreements.append(Agreement(setting, method, taus, fmean(taus.values()) if taus else None))
     return tuple(agreements)
 
 
@@ -243,10 +238,10 @@ def _read(comparison: Comparison, setting: Setting, method: str, quantity: Quant
     return {seed: reading for seed, reading in readings.items() if reading is not None}
 
 
-def _tau(results: Sequence[RunResult], epochs: int | None) -> float | None:
+def _tau(results: Sequence[RunResult]) -> float | None:
     """Kendall's tau between training speed and final accuracy of runs that differ in their ratio."""
     lengths = [len(result.accuracy.losses) for result in results if result.accuracy.losses]
-    first = max(1, min(lengths, default=0) // 3) if epochs is None else epochs
+    first = max(1, min(lengths, default=0) // 3)
     ranked = [
         (-speed, result.accuracy.final)
         for result in results

@@ -65,7 +65,8 @@ def _figures(view: View) -> dict[str, Any]:
     if view.searches:
         figures["distances"] = plain_figure(distances_figure(view))
         figures["emergence"] = plain_figure(emergence_figure(view))
-    figures["drop"] = plain_figure(drop_figure(view))
+    if any(summaries["accuracy_pruned"].n for summaries in view.summaries.values()):
+        figures["drop"] = plain_figure(drop_figure(view))
     if layers_shown(view):
         figures["layers"] = plain_figure(layers_by_method_figure(view))
     return figures

@@ -1,4 +1,4 @@
-"""What came of a comparison, as tables: for the terminal and for Markdown, as CSV, and as JSON."""
+"""What came of a comparison, as tables: for the terminal and for Markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -109,18 +109,6 @@ def comparison_csv(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(map(_cell, comparison.outcomes))
     return text.getvalue()
-
-
-def statistics_json(comparison: Comparison) -> list[dict[str, Any]]:
-    """Every quantity of every method over seeds and against the baseline, ready for JSON."""
-    units = {quantity.name: {"unit": quantity.unit, "better": quantity.better} for quantity in QUANTITIES}
-    records = []
-    for summary in summarise(comparison):
-        fields = dataclasses.asdict(summary)
-        setting, values = fields.pop("setting"), fields.pop("values")
-        readings = [{"seed": seed, **reading} for seed, reading in values.items()]
-        records.append({**setting, **fields, **units[summary.quantity], "values": readings})
-    return records
 
 
 def _columns(comparison: Comparison) -> list[_Column]:

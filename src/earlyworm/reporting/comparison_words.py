@@ -101,7 +101,7 @@ def _finished(comparison: Comparison, setting: Setting, method: str) -> set[int]
 def _rankings(comparison: Comparison) -> list[str]:
     """How well training speed ranks the pruning ratios, where there are several."""
     return [
-        f"{one.model} on {one.data}, {one.method}: losses early in retraining rank the pruning ratios as their final "
+        f"{one.setting.task}, {one.method}: losses early in retraining rank the pruning ratios as their final "
         f"accuracies do with Kendall's tau {one.mean:.2f} (mean over seeds: {len(one.taus)})."
         for one in ranking_agreement(comparison)
         if one.mean is not None

@@ -14,7 +14,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
 from earlyworm.masks import Mask
-from earlyworm.reporting.formats import percent, seconds, si
+from earlyworm.reporting.formats import epochs, percent, seconds, si
 from earlyworm.reporting.page import plain_figure, render, write_page
 from earlyworm.reporting.palette import DISTANCES, PALETTE
 from earlyworm.reporting.run_figures import accuracy_figure, distance_figure, layers_figure
@@ -115,6 +115,7 @@ def write_report(result: RunResult, path: Path, mask: Mask | None = None) -> Non
         farthest=max((distance for row in result.search.distances for distance in row), default=0.0),
         distances=[colour for _, colour in DISTANCES],
         percent=percent,
+        epochs=epochs,
         noun=_NOUN[result.config.task],
     )
     write_page(page, path)

@@ -85,11 +85,11 @@ def sentences(result: RunResult) -> list[str]:
         ]
     keeps = f"It keeps {ticket.units_kept} of {ticket.units} units ({percent(ticket.units_kept / ticket.units)})."
     found = _search(result) if not result.search.set_by_method else _set_by_method(result)
-    chosen = _chosen(result) if result.candidates else []
+    chosen = [_chosen(result)] if result.candidates else []
     return [found, *chosen, *([] if config.method == "dense" else [keeps]), _learned(result), f"{cost}."]
 
 
-def _chosen(result: RunResult) -> list[str]:
+def _chosen(result: RunResult) -> str:
     """Which of several ratios was trained to the end, and why."""
     ranked = sorted((c for c in result.candidates if c.losses), key=lambda candidate: sum(candidate.losses))
     sums = ", ".join(f"{sum(candidate.losses):.3g} at ratio {candidate.ratio:g}" for candidate in ranked)
@@ -97,7 +97,7 @@ def _chosen(result: RunResult) -> list[str]:
     missing = f" No ticket of ratio {' or '.join(late)} emerged in time." if late else ""
     first = epochs(len(ranked[0].losses)) if ranked else ""
     best = next(f"{candidate.ratio:g}" for candidate in result.candidates if candidate.chosen)
-    return [f"Ratio {best} was trained to the end: over {first} its training losses summed to least ({sums}).{missing}"]
+    return f"Ratio {best} was trained to the end: over {first} its training losses summed to least ({sums}).{missing}"
 
 
 def _search(result: RunResult) -> str:
