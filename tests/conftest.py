@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import earlyworm.experiments.bench
 import earlyworm.experiments.run
+from earlyworm import cli
 from runs import Recorder, forget_garbage, small
 
 torch.set_num_threads(1)
@@ -40,6 +41,21 @@ def fresh_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command; returns exit status, standard output and standard error."""
+
+    def run_command(*arguments):
+        capsys.readouterr()  # what was printed before
+        try:
+            status = cli.main(arguments)
+        except SystemExit as leaving:
+            status = leaving.code or 0
+        return status, *capsys.readouterr()
+
+    return run_command
 
 
 @pytest.fixture(scope="session")
