@@ -12,6 +12,7 @@ people have written for docs/results.md is in benchmarks/results.md.template.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import Template
@@ -22,11 +23,12 @@ from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.errors import EarlywormError
-from evidence_curves import growth_figure, ratio_figure
+from evidence_curves import growth_figure, option_figure, ratio_figure
 from evidence_figures import cost_figure, course_figure, emergence_figure
+from evidence_options import varied
 from evidence_settings import among, over_ratios, over_sizes
 from evidence_store import HERE, Stored, grid_file, grid_names, load, store
-from evidence_words import claims_summary, rivals_summary, section
+from evidence_words import claims_summary, fade_summary, rivals_summary, section
 
 TEMPLATE = HERE / "results.md.template"
 DOCUMENTS = HERE.parent / "docs"
@@ -59,11 +61,23 @@ def pictures(one: Stored) -> Iterator[Picture]:
             yield Picture(words, None, f"{one.name}-{kind}{number or ''}.svg", svg)
     for setting in () if grown else comparison.settings:
         told = among(comparison, setting)
-        for kind, (draw, shows) in _OF_A_SETTING.items():
-            if (svg := draw(comparison, setting)) is not None:
-                words = ", ".join([one.name, *(f"{name} {value}" for name, value in told.items())])
-                file = "-".join([one.name, *(f"{name}{value}" for name, value in told.items()), f"{kind}.svg"])
-                yield Picture(f"{words}: {shows}", setting, file, svg)
+        words = ", ".join([one.name, *(f"{name} {value}" for name, value in told.items())])
+        file = "-".join([one.name, *(f"{name}{value}" for name, value in told.items())])
+        for kind, shows, svg in _of_setting(comparison, setting):
+            if svg is not None:
+                yield Picture(f"{words}: {shows}", setting, f"{file}-{kind}.svg", svg)
+
+
+def _of_setting(comparison: Comparison, setting: Setting) -> Iterator[tuple[str, str, str | None]]:
+    """All figures of a setting: how its file's name ends, what it shows, and its SVG, if there is anything to show."""
+    options = varied(comparison)
+    shared = Counter(option.option for option in options)  # several methods may vary the same one
+    for option in options:
+        kind = option.option if shared[option.option] == 1 else f"{option.method}-{option.option}"
+        words = f"accuracy around pruning over {option.option} of {option.method}"
+        yield kind, words, option_figure(comparison, setting, option)
+    for kind, (draw, shows) in _OF_A_SETTING.items():
+        yield kind, shows, draw(comparison, setting)
 
 
 def written(stored: Sequence[Stored]) -> dict[str, str]:
@@ -74,7 +88,10 @@ def written(stored: Sequence[Stored]) -> dict[str, str]:
         files |= {f"figures/{picture.file}": picture.svg for picture in drawn}
         sections.append(section(one, [(p.words, p.setting, f"figures/{p.file}") for p in drawn]))
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        claims=claims_summary(stored), rivals=rivals_summary(stored), comparisons="\n\n".join(sections)
+        claims=claims_summary(stored),
+        fade=fade_summary(stored),
+        rivals=rivals_summary(stored),
+        comparisons="\n\n".join(sections),
     )
     return {"results.md": text, **files}
 

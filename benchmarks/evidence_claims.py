@@ -11,7 +11,8 @@ from earlyworm.comparisons.quantities import QUANTITIES, Quantity
 from earlyworm.comparisons.statistics import Paired, Summary, bootstrap_interval, summarise
 from earlyworm.experiments.results import RunResult
 
-EARLY_BIRD, WORM, DENSE = "early-bird", "worm", "dense"
+EARLY_BIRD, WORM, FADE, DENSE = "early-bird", "worm", "fade", "dense"
+CHALLENGERS = (WORM, FADE)  # what the claims are about
 
 FEWEST_PAIRS = 5  # that four differences have one sign comes about by chance once in eight
 
@@ -27,7 +28,7 @@ STANDINGS: dict[Verdict, Standing] = {
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that WORM's authors claim against Early Bird: that a quantity is on its better side."""
+    """Something that is claimed of a method against Early Bird: that a quantity is on its better side."""
 
     words: str
     quantity: str
@@ -41,15 +42,16 @@ CLAIMS = (
     Claim("faster recovery (3 epochs)", "accuracy_recovery_3"),
     Claim("fewer FLOPs in all", "relative_flops"),
 )
+"""What WORM's authors claim; any other method is judged by the same."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim in a setting: both methods' numbers, and what they come to."""
+    """A claim in a setting: the numbers of the method and of Early Bird, and what they come to."""
 
     claim: Claim
-    early_bird: Summary
-    worm: Summary
+    ours: Summary
+    theirs: Summary
     verdict: Verdict
 
 
@@ -81,6 +83,12 @@ def mean_of(values: Iterable[float]) -> Mean | None:
     return Mean(value, *(interval or (value, value)))
 
 
+def mean_over(results: Iterable[RunResult], name: str) -> Mean | None:
+    """The mean of a quantity over the runs that have it."""
+    readings = [quantity(name).read(result) for result in results]
+    return mean_of(reading.value for reading in readings if reading is not None)
+
+
 def quantity(name: str) -> Quantity:
     """The quantity of a name."""
     return next(one for one in QUANTITIES if one.name == name)
@@ -105,30 +113,39 @@ def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
     return "holds" if better else "contradicted" if worse else "not shown"
 
 
-def judged_claims(comparison: Comparison, setting: Setting) -> list[Judged]:
-    """WORM's claims in a setting; none if one of the two methods is not compared.
+def judged_claims(comparison: Comparison, setting: Setting, method: str) -> list[Judged]:
+    """The claims about a method, by its label, in a setting; none if it or Early Bird is not compared.
 
     Where all methods spend the same FLOPs, nothing is said about who spends fewer.
     """
     claims = [claim for claim in CLAIMS if comparison.match == "epochs" or claim.quantity != "relative_flops"]
-    of = _summaries(comparison, setting, EARLY_BIRD, (WORM,), [claim.quantity for claim in claims])
+    of = _summaries(comparison, setting, EARLY_BIRD, (method,), [claim.quantity for claim in claims])
     judged = []
     for claim in claims:
-        ours, theirs = of.get((WORM, claim.quantity)), of.get((EARLY_BIRD, claim.quantity))
+        ours, theirs = of.get((method, claim.quantity)), of.get((EARLY_BIRD, claim.quantity))
         if ours is not None and theirs is not None:
             verdict = judge(ours.paired, lower_is_better=quantity(claim.quantity).better == "lower")
-            judged.append(Judged(claim, theirs, ours, verdict))
+            judged.append(Judged(claim, ours, theirs, verdict))
     return judged
 
 
-def rivals(comparison: Comparison, setting: Setting, against: str = EARLY_BIRD) -> list[Rival]:
-    """All methods in a setting in final accuracy against one of them, which is first; none if it is not compared."""
-    of = _summaries(comparison, setting, against, comparison.methods, ["accuracy_final", "relative_flops"])
+def rivals(
+    comparison: Comparison, setting: Setting, against: str = EARLY_BIRD, methods: Sequence[str] | None = None
+) -> list[Rival]:
+    """Methods in a setting in final accuracy against one of them, which is first; none if it is not compared.
+
+    Args:
+        comparison: The comparison.
+        setting: The setting.
+        against: The label of the method that the others are compared with.
+        methods: The labels of the others; None: all.
+    """
+    others = comparison.methods if methods is None else methods
+    of = _summaries(comparison, setting, against, others, ["accuracy_final", "relative_flops"])
     if (against, "accuracy_final") not in of:
         return []
-    methods = dict.fromkeys([against, *(method for method, _ in of)])
     found = []
-    for method in methods:
+    for method in dict.fromkeys([against, *(method for method, _ in of)]):
         final = of[method, "accuracy_final"]
         standing = STANDINGS[judge(final.paired, lower_is_better=False)]
         found.append(Rival(method, final, standing, of[method, "relative_flops"].mean))
@@ -136,7 +153,7 @@ def rivals(comparison: Comparison, setting: Setting, against: str = EARLY_BIRD) 
 
 
 def has_truncated(result: RunResult) -> bool:
-    """Whether gradients were truncated before the search ended; without that, WORM is Early Bird."""
+    """Whether gradients were truncated before the search ended; without that, the run is Early Bird's."""
     return any(check.chi < 1 for check in result.search.history[:-1])
 
 

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
-from earlyworm.reporting.palette import DENSE, INK, MUTED, PAPER, RULE, TICKET
+from earlyworm.reporting.palette import DENSE, INK, METHODS, MUTED, PAPER, RULE, TICKET
 
 # The background is part of the picture, so that it can be read on a dark page too.
 _STYLE = {
@@ -23,9 +25,13 @@ _STYLE = {
 }  # fmt: skip
 _LABEL = 10  # the size of labels
 _LETTER, _LINE = 0.58 * _LABEL, 1.25 * _LABEL  # the width of a letter, about, and the height of a line
+_STEPS = [1, 2, 5, 10]  # between ticks, in units of a digit
 WIDTH = 540.0  # of all figures, in points
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+Dash = str | tuple[float, tuple[float, ...]]
 
 
 class Look(NamedTuple):
@@ -33,14 +39,15 @@ class Look(NamedTuple):
 
     colour: str
     marker: str
-    dash: str | tuple[float, tuple[float, ...]] = "-"
+    dash: Dash = "-"
     filled: bool = True
 
 
+_FADE = METHODS["method-9"][0]
 _LOOKS = {
     "early-bird": Look(DENSE, "s", "--"),
     "worm": Look(TICKET, "o"),
-    "worm:static=window": Look(TICKET, "o", (0, (6, 2)), filled=False),
+    "fade": Look(_FADE, "d", (0, (9, 2, 2, 2))),
     "constant": Look(TICKET, "^", ":"),
     "greedy": Look(TICKET, "v", "-."),
     "dense": Look(INK, "*"),
@@ -51,14 +58,30 @@ _LOOKS = {
     "imp": Look(DENSE, "p", (0, (5, 1))),
     "rst": Look(MUTED, "h", (0, (4, 1, 1, 1))),
 }
-_OTHERS = (">", "d", "H", "8", "<", "p", "h")
+_UNKNOWN = Look(MUTED, "8", ":")
+_MARKERS = ("o", "^", "s", "v", "D", "<", "p", "P", "h", "X", "d", "*")  # an open ">" is a search without emergence
+_DASHES: tuple[Dash, ...] = (":", "-.", (0, (6, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (9, 2, 2, 2)))
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """How each method is drawn; unknown ones in their order."""
-    unknown = [method for method in methods if method not in _LOOKS]
-    others = {method: Look(MUTED, _OTHERS[i % len(_OTHERS)], ":", filled=False) for i, method in enumerate(unknown)}
-    return {method: _LOOKS.get(method) or others[method] for method in methods}
+    """How each method is drawn; variants of one, in their order, in its colour with open markers and other dashes."""
+    found = {method: _LOOKS[method] for method in methods if method in _LOOKS}
+    variants: list[Look] = []
+    for method in methods:
+        if method not in _LOOKS:
+            found[method] = _variant(_LOOKS.get(method.partition(":")[0], _UNKNOWN), variants)
+            variants.append(found[method])
+    return {method: found[method] for method in methods}
+
+
+def _variant(of: Look, others: Sequence[Look]) -> Look:
+    """A look in the colour of another one: with the marker and dash that others, of this colour above all, lack."""
+    alike = [look for look in others if look.colour == of.colour]
+    shapes, same_shapes = [look.marker for look in others], [look.marker for look in alike]
+    dashes = [look.dash for look in (*_LOOKS.values(), *alike) if look.colour == of.colour]
+    marker = min((of.marker, *_MARKERS), key=lambda shape: (same_shapes.count(shape), shapes.count(shape)))
+    dash = min((dash for dash in _DASHES if dash != of.dash), key=dashes.count)
+    return Look(of.colour, marker, dash, filled=False)
 
 
 def point_style(look: Look) -> dict[str, object]:
@@ -80,7 +103,7 @@ def new_figure(title: str, note: str, height: float) -> Figure:
     return figure
 
 
-def new_axes(figure: Figure, left: float = 62, right: float = WIDTH - 14, below: float = 44, above: float = 54) -> Axes:
+def new_axes(figure: Figure, left: float = 68, right: float = WIDTH - 14, below: float = 44, above: float = 54) -> Axes:
     """Axes from `left` to `right` with space below and above them, in points."""
     height = 72 * figure.get_figheight()
     with matplotlib.rc_context(_STYLE):
@@ -90,13 +113,35 @@ def new_axes(figure: Figure, left: float = 62, right: float = WIDTH - 14, below:
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Name the rows of axes whose first row is the highest."""
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), list(names), color=INK)
+    axes.set_yticks(range(len(names)), ["\n".join(_lines(name)) for name in names], color=INK)
     axes.tick_params(axis="y", left=False)
+
+
+def part_ticks(axes: Axes) -> None:
+    """Shift the names of places along the x axis sideways, as far as they would cover each other."""
+    labels = axes.get_xticklabels()
+    wide = _LETTER * max(len(line) for label in labels for line in label.get_text().splitlines())
+    places = [axes.transData.transform((tick, 0))[0] for tick in axes.get_xticks()]
+    left, right = axes.transData.transform(axes.viewLim.get_points())[:, 0]
+    for label, place, parted in zip(labels, places, spread_apart(places, wide + _LETTER, left, right), strict=True):
+        shift = ScaledTranslation((parted - place) / 72, 0, axes.figure.dpi_scale_trans)
+        label.set_transform(label.get_transform() + shift)
 
 
 def space_for(names: Sequence[str]) -> float:
     """The space that the longest of the names of rows takes at the left, in points."""
-    return 24 + 1.1 * _LETTER * max(map(len, names))
+    return 24 + 1.1 * _LETTER * max(len(line) for name in names for line in _lines(name))
+
+
+def row_for(names: Sequence[str]) -> float:
+    """The least height of rows with these names, in points."""
+    return 24 if all(len(_lines(name)) == 1 for name in names) else 30
+
+
+def _lines(name: str) -> list[str]:
+    """A method's name, and below it its options if both together are long."""
+    head, colon, options = name.partition(":")
+    return [name] if len(name) <= 22 or not options else [head + colon, options]
 
 
 def svg(figure: Figure) -> str:
@@ -109,9 +154,21 @@ def svg(figure: Figure) -> str:
 
 
 def percents(axes: Axes, which: str, sign: str = "%") -> None:
-    """Write the numbers of one axis, x or y, which are fractions, as percentages."""
+    """Write the numbers of one axis, x or y, which are fractions, as percentages, with few digits."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g}{sign}")
+    axis.set_major_locator(MaxNLocator("auto", steps=_STEPS))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g}{sign}")
+
+
+def two_ticks(axes: Axes) -> None:
+    """Leave two ticks of the x axis, of round numbers and away from its ends, for there is room for no more."""
+    low, high = axes.get_xlim()
+    for bins in range(2, 16):
+        ticks = MaxNLocator(bins, steps=_STEPS).tick_values(low, high)
+        inside = [tick for tick in ticks if 0.12 <= (tick - low) / (high - low) <= 0.88]
+        if inside and inside[-1] - inside[0] >= 0.4 * (high - low):
+            axes.set_xticks([inside[0], inside[-1]])
+            return
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]], bars: Iterable[Box] = ()) -> None:

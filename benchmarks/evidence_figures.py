@@ -1,6 +1,5 @@
 """The figures of a setting: what accuracy costs, when tickets emerged, and accuracy around pruning."""
 
-from collections.abc import Iterable
 from statistics import fmean
 
 import numpy as np
@@ -8,8 +7,7 @@ import numpy as np
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.quantities import is_pruned
 from earlyworm.experiments.names import SEARCHES
-from earlyworm.experiments.results import RunResult
-from evidence_claims import Mean, mean_of, quantity
+from evidence_claims import Mean, mean_over, quantity
 from evidence_drawing import (
     WIDTH,
     label_points,
@@ -19,10 +17,12 @@ from evidence_drawing import (
     new_figure,
     percents,
     point_style,
+    row_for,
     space_for,
     svg,
+    two_ticks,
 )
-from evidence_settings import ratio_of, what
+from evidence_settings import accuracy_of, ratio_of, what
 
 _STAGES = {
     "before": "accuracy_before", "pruned": "accuracy_pruned", "1 epoch later": "accuracy_recovery_1",
@@ -51,7 +51,7 @@ def cost_figure(comparison: Comparison, setting: Setting) -> str | None:
     axes.set_xlim(0, max(1.05, *(1.05 * cost.high for cost, _, _ in points.values())))
     axes.margins(y=0.12)
     axes.autoscale_view(scalex=False)
-    axes.set(xlabel="FLOPs of all training / dense training", ylabel="final held-out accuracy")
+    axes.set(xlabel="FLOPs of all training / dense training", ylabel=f"final {accuracy_of(comparison)}")
     percents(axes, "x")
     percents(axes, "y")
     bars = [(cost.value, final.low, cost.value, final.high) for cost, final, _ in points.values()]
@@ -105,22 +105,23 @@ def course_figure(comparison: Comparison, setting: Setting) -> str | None:
             courses[method] = [mean_over(results, name) for name in _STAGES.values()]
     if not courses:
         return None
-    figure = new_figure("Accuracy around pruning", note(comparison, setting), 110 + 24 * len(courses))
+    figure = new_figure("Accuracy around pruning", note(comparison, setting), 122 + row_for([*courses]) * len(courses))
     styles, left = looks(comparison.methods), space_for([*courses])
     width = (WIDTH - 14 - left) / len(_STAGES)
     for place, stage in enumerate(_STAGES):
-        axes = new_axes(figure, left + place * width, left + (place + 1) * width - 12, below=40, above=68)
+        axes = new_axes(figure, left + place * width, left + (place + 1) * width - 12, below=40, above=80)
         name_rows(axes, [*courses] if place == 0 else [""] * len(courses))
         for row, (method, course) in enumerate(courses.items()):
             if (mean := course[place]) is not None:
                 axes.errorbar(mean.value, row, xerr=reach(mean), elinewidth=1, **point_style(styles[method]))
-        axes.set_title(stage, fontsize=10, pad=6, loc="center")
-        axes.locator_params(axis="x", nbins=2)
+        axes.set_title(stage.replace(" later", "\nlater"), fontsize=10, pad=6, loc="center")
         axes.tick_params(axis="x", labelsize=9)
         axes.margins(x=0.15)
         percents(axes, "x", sign="")
+        two_ticks(axes)
     height = 72 * figure.get_figheight()
-    figure.text(left / WIDTH, 8 / height, "held-out accuracy in %; every column has its own scale", fontsize=10)
+    scale = f"{accuracy_of(comparison)} in %; every column has its own scale"
+    figure.text(left / WIDTH, 8 / height, scale, fontsize=10)
     return svg(figure)
 
 
@@ -133,12 +134,6 @@ def seeds(comparison: Comparison) -> str:
     """Over how many seeds there are means."""
     count = len({outcome.seed for outcome in comparison.outcomes if outcome.result is not None})
     return f"means of {count} seeds, 95% intervals" if count > 1 else "one seed"
-
-
-def mean_over(results: Iterable[RunResult], name: str) -> Mean | None:
-    """The mean of a quantity over the runs that have it."""
-    readings = [quantity(name).read(result) for result in results]
-    return mean_of(reading.value for reading in readings if reading is not None)
 
 
 def reach(mean: Mean) -> np.ndarray:

@@ -40,6 +40,17 @@ def over_sizes(comparison: Comparison) -> list[dict[Setting, int]]:
     return [{setting: sizes[setting] for setting in group} for group in groups]
 
 
+def on_validation(comparison: Comparison) -> bool:
+    """Whether accuracies are on examples held back from the training data, to choose by."""
+    done = (outcome.result for outcome in comparison.outcomes if outcome.result is not None)
+    return any(result.config.validation is not None for result in done)
+
+
+def accuracy_of(comparison: Comparison) -> str:
+    """What axes call the accuracies of a comparison."""
+    return "validation accuracy" if on_validation(comparison) else "held-out accuracy"
+
+
 def _groups(keyed: Iterable[tuple[Setting, Setting]]) -> list[list[Setting]]:
     """Settings with the same key, where there are several of them."""
     groups: dict[Setting, list[Setting]] = {}

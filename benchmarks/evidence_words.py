@@ -2,7 +2,7 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.quantities import Unit
@@ -10,9 +10,11 @@ from earlyworm.comparisons.statistics import Summary, ranking_agreement
 from earlyworm.reporting.comparison_tables import comparison_markdown
 from earlyworm.reporting.formats import percent, points, si
 from evidence_claims import (
+    CHALLENGERS,
     CLAIMS,
     DENSE,
     EARLY_BIRD,
+    FADE,
     WORM,
     Judged,
     Rival,
@@ -24,7 +26,8 @@ from evidence_claims import (
     quantity,
     rivals,
 )
-from evidence_settings import among, over_ratios, over_sizes
+from evidence_options import COURSE, Varied, at_values, varied
+from evidence_settings import among, on_validation, over_ratios, over_sizes
 from evidence_store import Stored
 from tables import markdown
 
@@ -36,17 +39,19 @@ _STANDINGS = {
 }
 
 
-def claims_summary(stored: Sequence[Stored]) -> str:
-    """WORM's claims against all settings: a table, and how often each holds."""
+_AGAINST_FADE = (EARLY_BIRD, DENSE, "random", "narrow")
+
+
+def claims_summary(stored: Sequence[Stored], method: str = WORM, name: str = "WORM") -> str:
+    """The claims about a method against all settings: a table, and how often each holds."""
     verdicts = {
-        f"[{_title(one, setting)}](#{one.name})": {judged.claim: judged.verdict for judged in found}
-        for one in stored
-        for setting in one.comparison.settings
-        if (found := judged_claims(one.comparison, setting))
+        place: {judged.claim: judged.verdict for judged in found}
+        for place, comparison, setting in _held_out(stored)
+        if (found := _known_claims(comparison, setting, method))
     }
     if not verdicts:
-        return "No comparison of WORM with Early Bird is stored yet."
-    rows = [[name, *(_weighed(of.get(claim, "-")) for claim in CLAIMS)] for name, of in verdicts.items()]
+        return f"No comparison of {name} with Early Bird is stored yet."
+    rows = [[place, *(_weighed(of.get(claim, "-")) for claim in CLAIMS)] for place, of in verdicts.items()]
     lines = [f"*{claim.words}* {_counted(of[claim] for of in verdicts.values() if claim in of)}" for claim in CLAIMS]
     return markdown(["comparison", *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
 
@@ -54,10 +59,9 @@ def claims_summary(stored: Sequence[Stored]) -> str:
 def rivals_summary(stored: Sequence[Stored]) -> str:
     """Final accuracies against Early Bird's in all settings, with shares of FLOPs, and how often each is as good."""
     found = {
-        f"[{_title(one, setting)}](#{one.name})": {rival.method: rival for rival in some}
-        for one in stored
-        for setting in one.comparison.settings
-        if (some := rivals(one.comparison, setting))
+        place: {rival.method: rival for rival in some}
+        for place, comparison, setting in _held_out(stored)
+        if (some := rivals(comparison, setting))
     }
     if not found:
         return "No comparison with Early Bird is stored yet."
@@ -65,10 +69,32 @@ def rivals_summary(stored: Sequence[Stored]) -> str:
     rows = [[name, *(_standing(of.get(method)) for method in methods)] for name, of in found.items()]
     lines = []
     for method in methods[1:]:
-        counts = Counter(of[method].standing for of in found.values() if method in of)
-        told = [f"{standing} in {counts[standing]}" for standing in _STANDINGS if counts[standing]]
-        lines += [f"`{method}`: {', '.join(told)} of {counts.total() - counts['no data']}."] if told else []
+        told = _standings_counted(of[method].standing for of in found.values() if method in of)
+        lines += [f"`{method}`: {told}."] if told else []
     return markdown(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
+
+
+def fade_summary(stored: Sequence[Stored]) -> str:
+    """The claims about Fade against all settings, and its final accuracy against the methods that it has to beat."""
+    rows, standings = [], dict[str, list[Standing]]()
+    for place, comparison, setting in _held_out(stored):
+        of = {other: rivals(comparison, setting, other, [FADE])[1:] for other in _AGAINST_FADE}
+        known = {other: some[0] for other, some in of.items() if some and some[0].standing != "no data"}
+        if not known:
+            continue
+        fade = next(iter(known.values()))
+        cells = [_judged_against(known.get(other)) for other in _AGAINST_FADE]
+        rows.append([place, f"{percent(fade.final.mean)} at {_share(fade.flops)}", *cells])
+        for other, rival in known.items():
+            standings.setdefault(other, []).append(rival.standing)
+    parts = [claims_summary(stored, FADE, "Fade")]
+    if rows:
+        columns = ["comparison", f"`{FADE}`", *(f"against `{other}`" for other in _AGAINST_FADE)]
+        parts.append("Its final accuracy, its share of dense training's FLOPs, and differences to others, in points:")
+        parts.append(markdown(columns, rows))
+        told = {other: standings[other] for other in _AGAINST_FADE if other in standings}
+        parts.append(bullets(f"Against `{other}`: {_standings_counted(some)}." for other, some in told.items()))
+    return "\n\n".join(parts)
 
 
 def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:
@@ -117,34 +143,73 @@ def _counted(verdicts: Iterable[Verdict]) -> str:
     )
 
 
+def _standings_counted(standings: Iterable[Standing]) -> str:
+    """How often a method is better, as good and worse; nothing if that is known of no setting."""
+    counts = Counter(standing for standing in standings if standing != "no data")
+    told = [f"{standing} in {counts[standing]}" for standing in _STANDINGS if counts[standing]]
+    return f"{', '.join(told)} of {counts.total()}" if told else ""
+
+
+def _held_out(stored: Sequence[Stored]) -> Iterator[tuple[str, Comparison, Setting]]:
+    """All settings with links to their comparisons, but for those on validation splits, which served to choose."""
+    for one in stored:
+        if not on_validation(one.comparison):
+            for setting in one.comparison.settings:
+                yield f"[{_title(one, setting)}](#{one.name})", one.comparison, setting
+
+
+def _known_claims(comparison: Comparison, setting: Setting, method: str) -> list[Judged]:
+    """The claims about a method in a setting, if there are data on any of them."""
+    found = judged_claims(comparison, setting, method)
+    return found if any(judged.verdict != "no data" for judged in found) else []
+
+
 def _title(one: Stored, setting: Setting) -> str:
     """What a setting is called among those of all stored comparisons."""
     return " ".join([one.name, *(f"{name} {value}" for name, value in among(one.comparison, setting).items())])
 
 
 def _of_setting(comparison: Comparison, setting: Setting) -> list[str]:
-    """The claims in a setting, then who is as good as Early Bird, and what collapsed."""
-    parts, claims = [], judged_claims(comparison, setting)
-    if claims:
-        columns = ["claim", "`early-bird`", "`worm`", "`worm` - `early-bird`", "seeds better, worse", "verdict"]
-        parts.append(markdown(columns, map(_claim, claims)))
-    lines = [_truncations(comparison, setting), *_standings(rivals(comparison, setting))]
-    return [*parts, bullets(line for line in [*lines, *_collapses(comparison, setting)] if line)]
+    """What options do, the claims in a setting, then who is as good as Early Bird, and what collapsed."""
+    parts = [_over(comparison, setting, option) for option in varied(comparison)]
+    for method in CHALLENGERS:
+        if claims := _known_claims(comparison, setting, method):
+            both = [f"`{EARLY_BIRD}`", f"`{method}`", f"`{method}` - `{EARLY_BIRD}`"]
+            parts.append(markdown(["claim", *both, "seeds better, worse", "verdict"], map(_claim, claims)))
+    lines = [*(_truncations(comparison, setting, method) for method in CHALLENGERS)]
+    lines += [*_standings(rivals(comparison, setting)), *_collapses(comparison, setting)]
+    return [*parts, bullets(line for line in lines if line)]
 
 
-def _truncations(comparison: Comparison, setting: Setting) -> str:
-    """In how many runs WORM did anything before the ticket emerged."""
-    runs = comparison.results(setting, WORM).values()
+def _over(comparison: Comparison, setting: Setting, option: Varied) -> str:
+    """What came of every value of an option, as a table."""
+    rows = [
+        [
+            f"{point.value:g}",
+            point.emerged.removeprefix("epoch "),
+            *(percent(None if mean is None else mean.value) for mean in point.course.values()),
+            _share(None if point.flops is None else point.flops.value),
+        ]
+        for point in at_values(comparison, setting, option)
+    ]
+    first, *others = COURSE
+    columns = [f"`{option.option}` of `{option.method}`", "emerged at epoch", f"accuracy {first}", *others, "FLOPs"]
+    return markdown(columns, rows) if rows else ""
+
+
+def _truncations(comparison: Comparison, setting: Setting, method: str) -> str:
+    """In how many runs a method did anything before the ticket emerged."""
+    runs = comparison.results(setting, method).values()
     acted = sum(map(has_truncated, runs))
     same = "" if acted == len(runs) else "; what did not is Early Bird's run"
-    return f"`{WORM}` truncated before emergence in {acted} of {len(runs)} runs{same}." if runs else ""
+    return f"`{method}` truncated before emergence in {acted} of {len(runs)} runs{same}." if runs else ""
 
 
 def _claim(judged: Judged) -> list[str]:
     show, show_difference = _SHOWN[quantity(judged.claim.quantity).unit]
-    paired, difference = judged.worm.paired, _difference(judged.worm, show_difference)
+    paired, difference = judged.ours.paired, _difference(judged.ours, show_difference)
     seeds = f"{paired.won}, {paired.lost} of {paired.pairs}" if paired else "-"
-    of_both = [_mean(summary, show) for summary in (judged.early_bird, judged.worm)]
+    of_both = [_mean(summary, show) for summary in (judged.theirs, judged.ours)]
     return [judged.claim.words, *of_both, difference, seeds, _weighed(judged.verdict)]
 
 
@@ -209,13 +274,17 @@ def _against_dense(rival: Rival | None) -> str:
     return f"{percent(rival.final.mean)}: {rival.standing} ({_difference(rival.final, _points)})"
 
 
+def _judged_against(rival: Rival | None) -> str:
+    return "-" if rival is None else f"{_weighed(rival.standing)} ({_difference(rival.final, _points)})"
+
+
 def _rankings(comparison: Comparison) -> list[str]:
     """How well the training speed ranks pruning ratios."""
     return [
         f"Over pruning ratios, losses early in retraining rank final accuracies with Kendall's tau {one.mean:.2f} for "
         f"`{one.method}` ({len(one.taus)} seeds; 1: the same order, -1: the opposite)."
         for one in ranking_agreement(comparison)
-        if one.mean is not None and one.method in (EARLY_BIRD, WORM)
+        if one.mean is not None and one.method in (EARLY_BIRD, *CHALLENGERS)
     ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,20 @@ import pytest
 import evidence
 import evidence_store
 from comparisons import comparison_of, made_up, outcome_of, undone
-from earlyworm.comparisons.comparison import Comparison
+from earlyworm.comparisons.comparison import Comparison, Outcome
 from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.comparisons.statistics import Paired
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.reporting.method_styles import method_styles
 from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
-from evidence_curves import growth_figure, ratio_figure
-from evidence_drawing import spread_apart
+from evidence_curves import growth_figure, option_figure, ratio_figure
+from evidence_drawing import looks, new_axes, new_figure, part_ticks, spread_apart, two_ticks
 from evidence_figures import cost_figure, course_figure, emergence_figure
-from evidence_settings import among, over_ratios, over_sizes
+from evidence_options import at_values, by_decades, varied
+from evidence_settings import accuracy_of, among, over_ratios, over_sizes
 from evidence_store import Stored, about, load, small, store
-from evidence_words import claims_summary, rivals_summary, section
+from evidence_words import claims_summary, fade_summary, rivals_summary, section
 
 SEEDS = range(5)
 DOCS = Path(__file__).parent.parent / "docs"
@@ -46,6 +49,35 @@ def several(ratio=0.5, seeds=SEEDS) -> list:
 
 COMPARISON = comparison_of(*several())
 (SETTING,) = COMPARISON.settings
+
+
+def faded(seed: int, label: str = "fade", **changes) -> Outcome:
+    """A run of Fade that was truncating for the last two epochs of its search, and loses little at pruning."""
+    result = made_up("fade", seed, **{"epoch": 10.0, "pruned": 0.9, "final": 0.96 + 0.001 * (seed % 3), **changes})
+    history = [*result.search.history[:-2], *(replace(c, chi=0.0, truncated=9) for c in result.search.history[-2:])]
+    return outcome_of(replace(result, search=replace(result.search, history=tuple(history))), label)
+
+
+WITH_FADE = comparison_of(*several(), *(faded(seed) for seed in SEEDS))
+
+
+def tuned(**changes) -> Comparison:
+    """Fade at several triggers and half-lives, on a validation split; with a trigger of 0.15 only three emerge."""
+    usual = {"limit": 1000, "validation": 400, **changes}
+    cells = []
+    for seed in SEEDS:
+        cells.append(outcome_of(made_up("early-bird", seed, epoch=12.0, final=0.93 + 0.01 * seed, **usual)))
+        for trigger in (0.8, 0.15, 0.3):
+            epoch = None if trigger == 0.15 and seed < 2 else 9.0 + seed
+            cells.append(faded(seed, f"fade:trigger={trigger}", trigger=trigger, epoch=epoch, **usual))
+        for half_life in (0.03, 0.3, 3.0):
+            cells.append(faded(seed, f"fade:half_life={half_life}", half_life=half_life, before=0.945, **usual))
+    return comparison_of(*cells)
+
+
+TUNED = tuned()
+(TUNED_SETTING,) = TUNED.settings
+TRIGGER, HALF_LIFE = varied(TUNED)
 
 
 def trained_on(size: int) -> list:
@@ -100,12 +132,12 @@ def test_a_method_is_not_compared_with_itself():
     assert judge(None, lower_is_better=True) == "no data"
 
 
-def verdicts(comparison) -> list[str]:
-    return [judged.verdict for judged in judged_claims(comparison, comparison.settings[0])]
+def verdicts(comparison, method="worm") -> list[str]:
+    return [judged.verdict for judged in judged_claims(comparison, comparison.settings[0], method)]
 
 
 def test_the_claims_of_a_comparison():
-    judged = {one.claim.words: one.verdict for one in judged_claims(COMPARISON, SETTING)}
+    judged = {one.claim.words: one.verdict for one in judged_claims(COMPARISON, SETTING, "worm")}
     assert judged == {
         "sooner (epochs)": "holds",
         "sooner (FLOPs)": "holds",
@@ -125,23 +157,33 @@ def test_nothing_is_judged_on_few_seeds():
 
 
 def test_without_one_of_the_two_there_are_no_claims():
-    assert judged_claims(comparison_of(*(made_up("early-bird", seed) for seed in SEEDS)), SETTING) == []
+    assert judged_claims(comparison_of(*(made_up("early-bird", seed) for seed in SEEDS)), SETTING, "worm") == []
+    assert judged_claims(COMPARISON, SETTING, "fade") == []
     waiting = comparison_of(*(undone(method, seed) for seed in SEEDS for method in ("early-bird", "worm")))
     assert set(verdicts(waiting)) == {"no data"}
 
 
 def test_equal_budgets_of_flops_say_nothing_about_flops():
     assert "fewer FLOPs in all" not in [
-        judged.claim.words for judged in judged_claims(comparison_of(*several(), match="flops"), SETTING)
+        judged.claim.words for judged in judged_claims(comparison_of(*several(), match="flops"), SETTING, "worm")
     ]
 
 
 def test_a_search_that_did_not_emerge_is_later_than_one_that_did():
     theirs = [made_up("early-bird", seed, epoch=None if seed == 0 else 12.0) for seed in SEEDS]
-    sooner, *_ = judged_claims(comparison_of(*theirs, *(made_up("worm", seed, epoch=9.0) for seed in SEEDS)), SETTING)
-    assert (sooner.verdict, sooner.early_bird.censored, sooner.worm.paired.won) == ("holds", 1, 5)
+    ours = [made_up("worm", seed, epoch=9.0) for seed in SEEDS]
+    sooner, *_ = judged_claims(comparison_of(*theirs, *ours), SETTING, "worm")
+    assert (sooner.verdict, sooner.theirs.censored, sooner.ours.paired.won) == ("holds", 1, 5)
     ours = [made_up("worm", seed, epoch=13.0 if seed == 1 else 9.0) for seed in SEEDS]
-    assert judged_claims(comparison_of(*theirs, *ours), SETTING)[0].verdict == "not shown"
+    assert judged_claims(comparison_of(*theirs, *ours), SETTING, "worm")[0].verdict == "not shown"
+
+
+def test_any_label_is_judged_by_the_same_claims():
+    longer = [outcome_of(made_up("worm", seed, epoch=8.0, window=6), "worm:window=6") for seed in SEEDS]
+    comparison = comparison_of(*several(), *longer, *(faded(seed, epoch=14.0) for seed in SEEDS))
+    assert verdicts(comparison) == verdicts(COMPARISON)
+    assert verdicts(comparison, "worm:window=6")[:2] == ["holds", "holds"]
+    assert verdicts(comparison, "fade")[:3] == ["contradicted", "contradicted", "holds"]
 
 
 def test_who_is_as_good_as_early_bird():
@@ -151,6 +193,8 @@ def test_who_is_as_good_as_early_bird():
     assert found["dense"][1] == 1
     assert found["narrow"][1] == pytest.approx(0.5**1.5, rel=1e-6)
     assert rivals(COMPARISON, SETTING, "imp") == []
+    assert [rival.method for rival in rivals(COMPARISON, SETTING, "dense", ["worm"])] == ["dense", "worm"]
+    assert [rival.method for rival in rivals(COMPARISON, SETTING, "dense", ["imp"])] == ["dense"]
 
 
 def test_a_layer_of_a_twentieth_has_collapsed():
@@ -276,14 +320,21 @@ FIGURES = {
     "course": lambda: course_figure(COMPARISON, SETTING),
     "ratios": lambda: ratio_figure(c := comparison_of(*several(0.3), *several(0.5)), over_ratios(c)[0]),
     "sizes": lambda: growth_figure(c := comparison_of(*trained_on(200), *trained_on(2000)), over_sizes(c)[0]),
+    "trigger": lambda: option_figure(TUNED, TUNED_SETTING, TRIGGER),
+    "half-life": lambda: option_figure(TUNED, TUNED_SETTING, HALF_LIFE),
 }
 LABELS = {
     "cost": ["early-bird", "worm", "narrow", "dense", "FLOPs of all training / dense training"],
     "emergence": ["early-bird", "worm", "When the ticket emerged, seed by seed"],
-    "course": ["early-bird", "worm", "before", "pruned", "1 epoch later", "3 epochs later", "final"],
+    "course": ["early-bird", "worm", "before", "pruned", "1 epoch", "3 epochs", "later", "final"],
     "ratios": ["early-bird", "worm", "narrow", "dense", "0.3", "0.5"],
     "sizes": ["early-bird", "dense", "200", "2,000", "training examples"],
-}
+    "trigger": [
+        "before pruning", "right after it", "1 epoch later", "final", "early-bird, final", "validation accuracy",
+        "0.15", "3 of 5", "emerged", "0.3", "0.8", "epoch 11", "trigger, and when tickets emerged",
+    ],
+    "half-life": ["0.03", "0.3", "3", "epoch 10", "Accuracy around pruning over half_life of fade"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -370,10 +421,207 @@ def test_the_summary_counts_what_holds():
     assert "- `narrow`: worse in 1, too few seeds in 1 of 2." in text
 
 
+def test_what_fade_changes_is_summed_up():
+    text = fade_summary([stored("four", WITH_FADE), stored("without", COMPARISON)])
+    assert "| [four](#four) | **holds** | **holds** | **holds** |" in text
+    assert (
+        "| comparison | `fade` | against `early-bird` | against `dense` | against `random` | against `narrow` |" in text
+    )
+    ((_, fade, *others),) = [line.strip("| ").split(" | ") for line in text.splitlines() if "%" in line]
+    assert fade == "96.1% at 57%"
+    assert [other.partition(" (")[0] for other in others] == ["**better**", "**better**", "-", "**better**"]
+    assert re.fullmatch(r"\*\*better\*\* \(\+3\.0 \[\+\d\.\d, \+\d\.\d\]\)", others[0])
+    assert text.endswith("- Against `dense`: better in 1 of 1.\n- Against `narrow`: better in 1 of 1.")
+    assert "[without]" not in text
+
+
+@pytest.mark.parametrize("comparison", [COMPARISON, TUNED, comparison_of(*several(), undone("fade", 0))])
+def test_without_runs_of_fade_that_is_said_plainly(comparison):
+    assert fade_summary([stored("one", comparison)]) == "No comparison of Fade with Early Bird is stored yet."
+
+
+def test_every_challenger_has_its_claims_in_a_setting():
+    text = flat(section(stored("four", WITH_FADE), []))
+    for words in (
+        "| claim | `early-bird` | `worm` | `worm` - `early-bird` | seeds better, worse | verdict |",
+        "| claim | `early-bird` | `fade` | `fade` - `early-bird` | seeds better, worse | verdict |",
+        "| sooner (epochs) | 12 | 10 | -2 [-2, -2] | 5, 0 of 5 | **holds** |",
+        "- `worm` truncated before emergence in 5 of 5 runs. - `fade` truncated before emergence in 5 of 5 runs. -",
+    ):
+        assert words in text
+    never = comparison_of(*several(), *(made_up("fade", seed, epoch=12.0) for seed in SEEDS))
+    text = flat(section(stored("never", never), []))
+    assert "`fade` truncated before emergence in 0 of 5 runs; what did not is Early Bird's run." in text
+    assert "`fade`" not in section(stored("without", COMPARISON), [])
+
+
+def test_what_serves_to_choose_counts_in_no_summary():
+    chosen = comparison_of(*several(), *(faded(seed) for seed in SEEDS))
+    cells = [replace(cell, result=replace(r := cell.result, config=replace(r.config, validation=400))) for cell in
+             chosen.outcomes]  # fmt: skip
+    some = [stored("one", comparison_of(*cells))]
+    assert claims_summary(some) == "No comparison of WORM with Early Bird is stored yet."
+    assert fade_summary(some) == "No comparison of Fade with Early Bird is stored yet."
+    assert rivals_summary(some) == "No comparison with Early Bird is stored yet."
+    assert "| claim | `early-bird` | `fade` |" in section(some[0], [])
+
+
+def test_axes_say_which_examples_accuracies_are_of():
+    assert (accuracy_of(COMPARISON), accuracy_of(TUNED)) == ("held-out accuracy", "validation accuracy")
+    (setting,) = TUNED.settings
+    assert "final validation accuracy" in words_of(cost_figure(TUNED, setting))
+    assert "validation accuracy in %; every column has its own scale" in words_of(course_figure(TUNED, setting))
+    ratios = comparison_of(*(made_up("worm", seed, ratio=r, validation=9) for seed in SEEDS for r in (0.3, 0.5)))
+    assert "final validation accuracy" in words_of(ratio_figure(ratios, over_ratios(ratios)[0]))
+    assert "final held-out accuracy" in words_of(FIGURES["ratios"]())
+
+
+def test_options_that_are_varied():
+    assert [(one.method, one.option, [*one.labels.values()]) for one in varied(TUNED)] == [
+        ("fade", "trigger", [0.15, 0.3, 0.8]), ("fade", "half_life", [0.03, 0.3, 3.0]),
+    ]  # fmt: skip
+    assert [*TRIGGER.labels] == ["fade:trigger=0.15", "fade:trigger=0.3", "fade:trigger=0.8"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["worm", "fade", "early-bird", "late trigger", "early"],
+        ["worm:trigger=0.1", "worm:trigger=0.2"],  # too few
+        ["worm:trigger=0.1", "worm:trigger=0.2", "fade:trigger=0.3"],
+        ["worm:static=window", "worm:static=latest", "worm:shrink=true", "worm:shrink=false"],  # no numbers
+        ["worm:trigger=0.1,chi=0.1", "worm:trigger=0.2,chi=0.1", "worm:trigger=0.3,chi=0.1"],  # two options
+        ["worm:epsilon=nan", "worm:epsilon=inf", "worm:epsilon=0.1", "worm:epsilon=0.2"],
+    ],
+)
+def test_other_labels_vary_no_option(labels):
+    assert varied(comparison_of(*(outcome_of(made_up("worm"), label) for label in labels))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "decades"),
+    [
+        ([0.03, 3.0], True),
+        ([1, 10], False),
+        ([0.1, 1.0], False),
+        ([0, 100], False),
+        ([-1, 0.01, 5], False),
+        ([2], False),
+    ],
+)
+def test_a_scale_is_logarithmic_over_more_than_a_decade(values, decades):
+    assert by_decades(values) is decades
+
+
+def test_what_came_of_every_value():
+    first, second, third = at_values(TUNED, TUNED_SETTING, TRIGGER)
+    assert [point.value for point in (first, second, third)] == [0.15, 0.3, 0.8]
+    assert [point.emerged for point in (first, second, third)] == ["3 of 5 emerged", "epoch 11", "epoch 11"]
+    # All means are of the three runs that drew a ticket.
+    assert first.course["final"].value == pytest.approx(0.96 + 0.001 * (2 + 0 + 1) / 3)
+    assert second.course["before"].value == pytest.approx(0.96)
+    assert [*second.course] == ["before", "pruned", "1 epoch later", "final"]
+    done = comparison_of(*(cell for cell in TUNED.outcomes if cell.method != "fade:trigger=0.3"))
+    assert len(at_values(done, TUNED_SETTING, TRIGGER)) == 2
+
+
+def test_an_option_is_told_as_a_table():
+    text = section(stored("tuned", TUNED), [])
+    columns = "emerged at epoch | accuracy before | pruned | 1 epoch later | final | FLOPs |"
+    assert f"| `trigger` of `fade` | {columns}\n| --- |" in text
+    assert "\n| 0.15 | 3 of 5 emerged | 96.0% | 90.0% |" in text
+    assert re.search(r"\n\| 0\.8 \| 11 \| 96\.0% \| 90\.0% \| 9\d\.\d% \| 96\.1% \| \d\d% \|\n", text)
+    assert f"| `half_life` of `fade` | {columns}" in text
+    assert "\n| 3 | 10 | 94.5% |" in text
+
+
+def test_a_figure_of_an_option_without_early_bird_and_without_runs():
+    alone = comparison_of(*(cell for cell in TUNED.outcomes if cell.method != "early-bird"))
+    assert not any("early-bird" in words for words in words_of(option_figure(alone, TUNED_SETTING, TRIGGER)))
+    waiting = comparison_of(*(replace(undone("fade", 0), method=label) for label in TRIGGER.labels))
+    assert option_figure(waiting, waiting.settings[0], TRIGGER) is None
+    assert "`trigger`" not in section(stored("waiting", waiting), [])
+    none = comparison_of(*(faded(0, label, epoch=None) for label in TRIGGER.labels))
+    assert option_figure(none, none.settings[0], TRIGGER) is None
+    assert "| 0.3 | 0 of 1 emerged | - | - | - | - | - |" in section(stored("none", none), [])
+
+
+def test_figures_of_options_are_named_after_them():
+    drawn = {picture.file: picture for picture in evidence.pictures(stored("tuned", TUNED))}
+    assert [*drawn][:2] == ["tuned-trigger.svg", "tuned-half_life.svg"]
+    assert drawn["tuned-trigger.svg"].words == "tuned: accuracy around pruning over trigger of fade"
+    ratios = comparison_of(*tuned(ratio=0.3).outcomes, *TUNED.outcomes)
+    assert "r-ratio0.3-trigger.svg" in {picture.file for picture in evidence.pictures(stored("r", ratios))}
+    other = [outcome_of(made_up("worm", 0, limit=1000), f"worm:trigger={trigger}") for trigger in (0.1, 0.2, 0.3)]
+    files = {picture.file for picture in evidence.pictures(stored("b", comparison_of(*TUNED.outcomes, *other)))}
+    assert {"b-fade-trigger.svg", "b-worm-trigger.svg", "b-half_life.svg"} <= files
+
+
+def test_methods_look_different_without_colour():
+    methods = [method.label for method in Grid.of({}).methods if ":" not in method.label]
+    known = looks([*methods, "fade"])
+    assert [*known] == [*methods, "fade"]
+    assert len({look.marker for look in known.values()}) == len(known)
+    assert len({known[method].dash for method in ("early-bird", "worm", "fade")}) == 3
+
+
+def test_variants_share_the_colour_of_their_method():
+    labels = ["fade:shrink=true", "early-bird:epsilon=0.3", "fade:check_every=0.5,span=2", "worm:chi=0"]
+    labels += [f"fade:trigger={0.1 * i:.1f}" for i in range(1, 10)]
+    found = looks([*labels, "fade", "early-bird", "worm", "a name of its own", "another"])
+    for label in labels:
+        look, usual = found[label], found[label.partition(":")[0]]
+        assert look.colour == usual.colour
+        assert (look.marker, look.filled) != (usual.marker, usual.filled)
+        assert look.dash != usual.dash
+    assert len({(look.colour, look.marker, look.filled) for look in found.values()}) == len(found)
+    assert len({found[label].marker for label in labels[:4]}) == 4
+    # A search that did not emerge is an open arrow in the picture of emergence.
+    assert all(look.marker != ">" for look in found.values())
+    assert not found["another"].filled
+
+
+def test_on_pages_too_variants_share_the_colour_of_their_method():
+    plain = [method.label for method in Grid.of({}).methods if ":" not in method.label]
+    variants = ["early-bird:epsilon=0.3", "fade:shrink=true", "fade:check_every=0.5,span=2", "worm:static=window"]
+    styles = method_styles([*variants, *plain, "fade"], "early-bird")
+    assert [*styles] == [*variants, *plain, "fade"]
+    assert len({styles[method].symbol for method in (*plain, "fade")}) == len(plain) + 1
+    assert len({styles[method].dash for method in ("early-bird", "worm", "fade")}) == 3
+    for variant in variants:
+        style, usual = styles[variant], styles[variant.partition(":")[0]]
+        assert (style.colour, style.name) == (usual.colour, usual.name)
+        assert style.symbol != usual.symbol
+        assert style.dash != usual.dash
+
+
+def test_names_of_ticks_do_not_meet():
+    axes = new_axes(new_figure("title", "note", 300))
+    axes.set_xlim(0, 10)
+    axes.set_xticks([1, 1.2, 9], ["0.1\nepoch 12", "0.11\nepoch 9.5", "7\nepoch 3"])
+    part_ticks(axes)
+    left, right, last = (label.get_transform().transform((tick, 0))[0] for label, tick in
+                         zip(axes.get_xticklabels(), axes.get_xticks(), strict=True))  # fmt: skip
+    assert right - left > 50
+    assert last == pytest.approx(axes.transData.transform((9, 0))[0])
+
+
+@pytest.mark.parametrize("limits", [(0.907, 0.968), (0.1, 0.95), (0.9500, 0.9505), (0.0, 1.0), (0.31, 0.329)])
+def test_narrow_columns_have_two_ticks(limits):
+    axes = new_axes(new_figure("title", "note", 300))
+    axes.set_xlim(*limits)
+    two_ticks(axes)
+    first, second = axes.get_xticks()
+    low, high = limits
+    assert low < first < second < high
+    assert second - first >= 0.4 * (high - low)
+
+
 def test_without_stored_comparisons_there_is_a_page_that_says_so():
     files = evidence.written([])
     assert [*files] == ["results.md"]
     assert "No comparison of WORM with Early Bird is stored yet." in files["results.md"]
+    assert "No comparison of Fade with Early Bird is stored yet." in files["results.md"]
 
 
 def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):

@@ -39,13 +39,20 @@ class MethodStyle(NamedTuple):
 def method_styles(methods: Sequence[str], baseline: str) -> dict[str, MethodStyle]:
     """One style per method, in their order; the baseline has the colour of the text.
 
-    A dozen differ in colour and in symbol; of more, those that share a colour differ in symbol and in dash.
+    A dozen differ in colour and in symbol; of more, those that share a colour differ in symbol and in dash. Variants of
+    a method, behind whose name are options, have its colour with another symbol and dash.
     """
     colours, symbols = list(METHODS.items()), list(_SYMBOLS.items())
-    ranked = [baseline, *(method for method in methods if method != baseline)]
-    styles = {}
+    # Symbols repeat after a dozen: among variants rather than among methods.
+    ranked = [baseline, *sorted((method for method in methods if method != baseline), key=lambda method: ":" in method)]
+    families: dict[str, list[str]] = {}
+    for method in ranked:
+        families.setdefault(method.partition(":")[0], []).append(method)
+    numbers, styles = {family: i for i, family in enumerate(families)}, {}
     for i, method in enumerate(ranked):
-        name, (light, _) = colours[i % len(colours)]
+        family = method.partition(":")[0]
+        number, variant = numbers[family], families[family].index(method)
+        name, (light, _) = colours[number % len(colours)]
         symbol, outline = symbols[(i + i // len(symbols)) % len(symbols)]
-        styles[method] = MethodStyle(name, light, symbol, outline, _DASHES[i % len(_DASHES)])
+        styles[method] = MethodStyle(name, light, symbol, outline, _DASHES[(number + variant) % len(_DASHES)])
     return {method: styles[method] for method in methods}
