@@ -50,19 +50,6 @@ def loss_of(tensors: list[Tensor]) -> Tensor:
     ).sum()
 
 
-def kept_entries(model: nn.Module, ticket: ew.Ticket) -> dict[str, Tensor]:
-    """For every tensor of the small model, which entries of the dense one it holds (found by compacting indices)."""
-    numbered = copy.deepcopy(model).double()
-    with torch.no_grad():
-        for tensor in named_tensors(numbered).values():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.arange(1, 1 + tensor.numel(), dtype=torch.float64).view(tensor.shape))
-    small = compact(numbered, ticket)
-    return {
-        name: tensor.detach().long() - 1 for name, tensor in named_tensors(small).items() if tensor.is_floating_point()
-    }
-
-
 def pair(name: str, ticket: ew.Ticket, seed: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Any]:
     """The masked and the compacted network of one dense network, and inputs."""
     model, inputs = zoo.build(name, seed=seed, dtype=dtype)
@@ -80,7 +67,7 @@ def pair(name: str, ticket: ew.Ticket, seed: int, dtype: torch.dtype) -> tuple[n
 def test_eval_and_train_mode_agree(name: str, seed: int, density: float) -> None:
     ticket = zoo.random_ticket(name, seed, density=density)
     masked, small, inputs = pair(name, ticket, seed, torch.float64)
-    check_agreement(masked, small, inputs, kept_entries(zoo.build(name)[0], ticket))
+    check_agreement(masked, small, inputs, zoo.kept_entries(zoo.build(name)[0], ticket))
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)

@@ -29,7 +29,7 @@ OTHER = {
 BASELINES = {
     "draw_epoch": (1.5, "rst"), "macs": (1000, "narrow"), "rounds": (5, "imp"), "rewind_epoch": (0.5, "imp"),
     "extrusion": (0.5, "rst"), "match": ("flops", "late"), "ratios": ((0.3, 0.5), "worm"), "probe_epochs": (1, "worm"),
-    "half_life": (2.0, "fade"),
+    "half_life": (2.0, "fade"), "shrink": (True, "fade"),
 }  # fmt: skip
 TEXT = {
     **OTHER, "task": "text", "model": "owner/encoder", "data": "csv:reviews of films.csv", "optimizer": "sgd",
@@ -169,10 +169,28 @@ def test_what_a_method_does_with_static_units_unless_it_is_told(config, trigger,
     [
         ({"method": "imp", "sparsity_penalty": 0.1}, "sparsity_penalty is 0.1, but must be 0 for imp, whose units"),
         ({"method": "fade", "chi": 1.0}, "chi is 1.0, but must be below 1 for fade"),
+        *(
+            ({"method": method, "shrink": True}, f"shrink is True, but must be False for {method}: only constant, ")
+            for method in ("early-bird", "dense", "late", "imp", "rst")
+        ),
+        ({"shrink": True, "ratios": (0.3, 0.5)}, "shrink is True, but must be False with ratios, which share"),
+        ({"shrink": True, "units": ("weights",)}, "and for weights, which are only masked"),
+        ({"shrink": True, "round_to": 8}, "round_to is 8, but must be 1 with shrink: units that would be kept for it"),
     ],
 )
 def test_what_a_method_cannot_do(values, message):
     assert message in refused(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "half_life"),
+    [
+        ({}, 1 / 3), ({"half_life": 2.0}, 2.0), ({"window": 13, "check_every": 0.5}, 0.5),
+        ({"span": 2.0, "check_every": 0.25}, 1 / 6),
+    ],
+)  # fmt: skip
+def test_units_fade_within_the_window(values, half_life):
+    assert RunConfig(method="fade", **values).effective_half_life == pytest.approx(half_life)
 
 
 def test_retraining_epochs_free_the_search_of_the_budget():

@@ -219,8 +219,9 @@ def test_added_twice(tmp_path):
 
 def test_averages_of_weights(tmp_path):
     averaging = StochasticWeightAveraging(swa_lrs=0.01)
-    with pytest.raises(SearchError, match="StochasticWeightAveraging averages the weights"):
-        fit(tmp_path, None, [averaging])
+    for search in ({}, {"on_emergence": "stop", "truncation": Constant(0.5), "shrink": True}):
+        with pytest.raises(SearchError, match="StochasticWeightAveraging averages the weights"):
+            fit(tmp_path, None, [averaging], search=search)
     fit(tmp_path, None, [copy.deepcopy(averaging)], search={"on_emergence": "stop"})
 
 

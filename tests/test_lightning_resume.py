@@ -33,6 +33,12 @@ RESUMED = {
     "last-step": (Automatic, {"emergence": Emergence(window=4, epsilon=1.0)}, {"every_n_train_steps": 6}, {}),
     "manual": (Manual, {"every": 6}, {"every_n_epochs": 1}, {}),
     "accumulated": (Automatic, {"score": "taylor"}, {"every_n_epochs": 1}, {"accumulate_grad_batches": 4}),
+    "shrinking": (
+        Automatic,
+        {"every": 3, "truncation": Constant(0.5), "emergence": Emergence(2, 0.0), "score": "taylor", "shrink": True},
+        {"every_n_epochs": 1},
+        {},
+    ),
 }
 
 

@@ -46,15 +46,15 @@ def test_everything_stays_the_object_that_it_was():
     model, optimizer, ticket = trained()
     expected = compact(model, ticket)
     modules, groups = list(model.modules()), optimizer.param_groups
-    before = {name: (parameter, parameter.shape) for name, parameter in model.named_parameters()}
+    parameters, running = list(model.parameters()), list(model.buffers())
     hooks = []
     model.head.register_forward_hook(lambda *_: hooks.append(1))
     compact_in_place(model, ticket, [optimizer])
     assert states_equal(model, expected)
     assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
     assert optimizer.param_groups is groups
-    for name, parameter in model.named_parameters():
-        assert (parameter is before[name][0]) == (parameter.shape == before[name][1]), name
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert all(a is b for a, b in zip(model.buffers(), running, strict=True))
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert all(a is b for a, b in zip(held, model.parameters(), strict=True))
     assert {id(parameter) for parameter in optimizer.state} == {id(parameter) for parameter in held}

@@ -263,8 +263,8 @@ def test_a_folder_that_is_not_there(tmp_path: Path, ticket: Ticket) -> None:
 
 def test_the_first_difference_is_named(ticket: Ticket) -> None:
     model, _ = zoo.build("resnext")
-    ticket.check_fits(model)
-    ticket.check_fits(model.to(torch.bfloat16).requires_grad_(False))  # these may differ
+    ticket.fitted(model)
+    ticket.fitted(model.to(torch.bfloat16).requires_grad_(False))  # these may differ
 
     other, _ = zoo.build("resnext")
     other[1].reduce[0] = nn.Conv2d(8, 9, 1, bias=False)
@@ -288,7 +288,7 @@ def test_the_first_difference_is_named(ticket: Ticket) -> None:
 def check_refusal(ticket: Ticket, model: nn.Module, message: str) -> None:
     before = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
     for use in (
-        ticket.check_fits,
+        ticket.fitted,
         ticket.apply,
         lambda m: compact(m, ticket),
         lambda m: compact(m, ticket, round_to=8),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
-from earlyworm import ConfigError, Constant, SearchError, TicketSearch, UnitsError, compact
+from earlyworm import ConfigError, Constant, Emergence, SearchError, TicketSearch, UnitsError, compact
 from earlyworm.integrations.transformers import TicketCallback, load_pretrained, save_pretrained
 from earlyworm.units import gate_masks
 from sentences import NEVER, SOON, UNITS, Sentences, arguments, make_bert, make_trainer, numbers, steps_of
@@ -172,6 +172,21 @@ def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
     stored = load_pretrained(trainer.state.best_model_checkpoint)
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(stored.state_dict()[name], tensor), name
+
+
+def test_the_best_model_is_one_of_those_after_the_last_cut(tmp_path):
+    trainer, callback = make_trainer(
+        tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": lambda _: {"score": 0.5}},
+        search={"shrink": True, "truncation": Constant(0.5), "emergence": Emergence(window=4, epsilon=0.0), "every": 3},
+        save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
+        num_train_epochs=2, save_total_limit=1,
+    )  # fmt: skip
+    dense = numbers(trainer.model)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-12")  # it was cut after step 9
+    assert numbers(trainer.model) < dense
+    assert callback.search.cut
+    assert not callback.compacted
 
 
 def test_what_the_trainer_saves_can_be_loaded(tmp_path):

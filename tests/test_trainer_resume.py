@@ -21,6 +21,10 @@ WAYS = {
         {"units": "neurons", "pruning_ratio": 0.3, "score": "taylor", "emergence": Emergence(window=2, epsilon=1.0)},
         {"gradient_accumulation_steps": 4, "save_strategy": "steps", "save_steps": 1, "max_steps": 7},
     ),
+    "shrinking": (
+        {"every": 3, "truncation": Constant(chi=0.5), "emergence": Emergence(window=2, epsilon=0.0), "shrink": True},
+        {"save_strategy": "steps", "save_steps": 5},
+    ),
 }
 
 

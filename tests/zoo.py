@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from earlyworm import Mask, Ticket, UnitGroup, Units, find_channels
+from earlyworm import Mask, Ticket, UnitGroup, Units, compact, find_channels
 from earlyworm.ticket import fingerprint
+from earlyworm.units import named_tensors
 
 
 def images(channels: int = 3, size: int = 8, batch: int = 3) -> Tensor:
@@ -671,3 +672,16 @@ def random_ticket(name: str, seed: int, *, density: float = 0.5, coupling: str =
     """A ticket for a model of the zoo with a random mask."""
     units = units_of(name, coupling)
     return ticket_for(_built(name)[0], units, random_kept(units.groups, seed, density), seed)
+
+
+def kept_entries(model: nn.Module, ticket: Ticket) -> dict[str, Tensor]:
+    """For every tensor of the small model, which entries of the dense one it holds (found by compacting indices)."""
+    numbered = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for tensor in named_tensors(numbered).values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.arange(1, 1 + tensor.numel(), dtype=torch.float64).view(tensor.shape))
+    small = compact(numbered, ticket)
+    return {
+        name: tensor.detach().long() - 1 for name, tensor in named_tensors(small).items() if tensor.is_floating_point()
+    }

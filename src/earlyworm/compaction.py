@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import TicketError, first_line
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
 from earlyworm.masks import Mask
-from earlyworm.surgery import (
-    AppliedTicket,
-    comparable_copies,
-    copy_model,
-    mask_units_,
-    remove_units_,
-)
+from earlyworm.renumbering import removable_kept, translate
+from earlyworm.surgery import AppliedTicket, comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.ticket import Ticket
 from earlyworm.units import UnitGroup, gate_masks
 
@@ -35,7 +32,8 @@ def compact(
     them agree; the rest of the mask is held at zero in the smaller model.
 
     Args:
-        model: A model of the structure that the ticket was drawn from; it is left as it is.
+        model: A model of the structure that the ticket was drawn from, or the one that got smaller while it was
+            searched (`shrink=True`); it is left as it is.
         ticket: The ticket.
         example_inputs: If given, the smaller model is run on them and compared with the masked one.
         round_to: Keep the best removed units until every width is a multiple of this (see `round_ticket`).
@@ -49,9 +47,9 @@ def compact(
     model = unwrap(model)
     if not isinstance(ticket, Ticket):
         raise TicketError(f"compact takes a ticket, not a {type(ticket).__name__}: search.draw() gives one")
-    ticket.check_fits(model)
     if round_to != 1:
         ticket = round_ticket(ticket, round_to)
+    ticket = ticket.fitted(model)
     small = copy_model(model)
     compact_(small, ticket)
     if example_inputs is not None:
@@ -59,26 +57,31 @@ def compact(
     return small
 
 
-def compact_(model: nn.Module, ticket: Ticket) -> None:
+def compact_(model: nn.Module, ticket: Ticket, optimizers: Sequence[torch.optim.Optimizer] = ()) -> None:
     """Cut a model down to its ticket in place, where `compact` would return a new one.
 
-    Parameters that shrink are new objects, which no optimizer knows; all others and all modules stay the same.
-
     Args:
-        model: A model of the structure that the ticket was drawn from.
+        model: A model that the ticket fits.
         ticket: The ticket.
+        optimizers: Their state is cut along; see `remove_units_`.
+
+    Raises:
+        TicketError: If the ticket is for another model; nothing has changed then.
     """
-    gates = gate_masks(model, ticket.units.groups, ticket.mask.kept)
-    kept = _kept(ticket, gates)
-    mask_units_(model, ticket.units.groups, ticket.mask.kept)
-    remove_units_(model, ticket.units.removable, kept)
-    _hold_the_rest(model, ticket.units.removable, kept, gates)
+    ticket = ticket.fitted(model)
+    units, mask = ticket.units, ticket.mask.kept
+    gates = gate_masks(model, units.groups, mask)
+    kept = removable_kept(units, mask, None if ticket.left is None else ticket.left.kept)
+    mask_units_(model, units.groups, mask, optimizers)
+    remove_units_(model, units.removable, kept, optimizers)
+    _hold_the_rest(model, units.removable, kept, gates)
 
 
 def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
     """Keep the best removed units of every group until its width is a multiple of `multiple`, or whole.
 
-    Hardware multiplies widths of 8, 16 or 64 faster. The mask of the new ticket says what is really removed.
+    Hardware multiplies widths of 8, 16 or 64 faster. The mask of the new ticket says what is really removed. What was
+    cut out while the ticket was searched (`shrink=True`) cannot be kept any more.
 
     Args:
         ticket: The ticket.
@@ -88,22 +91,27 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
         A new ticket.
 
     Raises:
-        TicketError: If `multiple` is below 1.
+        TicketError: If `multiple` is below 1, or too few units are left.
     """
     if multiple < 1:
         raise TicketError(f"round_to is {multiple}, but must be at least 1")
+    units, left = ticket.units, None if ticket.left is None else ticket.left.kept
     kept = {name: mask.clone() for name, mask in ticket.mask.kept.items()}
-    gates = _spread(ticket.units.groups, {name: mask.float() for name, mask in kept.items()})
-    scores = _spread(ticket.units.groups, ticket.scores)
-    stays = _kept(ticket, {name: mask > 0 for name, mask in gates.items()})
+    scores = _spread(units.groups, ticket.scores)
+    stays = removable_kept(units, kept, left)
+    there = {} if left is None else translate(left, units.groups, units.removable)
     revived: dict[str, list[Tensor]] = {}
-    for group in ticket.units.removable:
-        removed = ~stays[group.name]
-        width, missing = int((~removed).sum()), 0
+    for group in units.removable:
+        width, missing = int(stays[group.name].sum()), 0
         while (width + missing) * group.positions_per_unit() % multiple and width + missing < group.size:
             missing += 1
-        order = _unit_scores(group, scores).masked_fill(~removed, -1).argsort(descending=True, stable=True)
-        best = order[:missing]
+        spare = ~stays[group.name] & there.get(group.name, torch.ones(group.size, dtype=torch.bool))
+        if missing > spare.sum():
+            raise TicketError(
+                f"round_to is {multiple}, for which {group.name!r} needs {missing} units more, and {spare.sum()} are "
+                "left: the others were cut out while the search went on; leave round_to or shrink=True out"
+            )
+        best = _unit_scores(group, scores).masked_fill(~spare, -1).argsort(descending=True, stable=True)[:missing]
         for piece in group.gates():
             revived.setdefault(piece.tensor, []).append(piece.positions[torch.isin(piece.units, best)])
     for group in ticket.units.groups:
@@ -111,34 +119,6 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
             for positions in revived.get(piece.tensor, []):
                 kept[group.name][piece.units[torch.isin(piece.positions, positions)]] = True
     return ticket.with_mask(Mask.from_groups(kept, ticket.mask.kinds))
-
-
-def _kept(ticket: Ticket, gates: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Which units of every removable group are not cut out, bool [group size] per name; at least one.
-
-    Args:
-        ticket: The ticket.
-        gates: Which gates its mask leaves open, per tensor.
-    """
-    own = {id(group) for group in ticket.units.groups}
-    kept = {}
-    for group in ticket.units.removable:
-        stays = ticket.mask.kept[group.name] if id(group) in own else _open(group, gates)
-        if not stays.any():
-            stays[0] = True  # no layer vanishes; what is masked of it is held at zero
-        kept[group.name] = stays
-    return kept
-
-
-def _open(group: UnitGroup, gates: dict[str, Tensor]) -> Tensor:
-    """Which units have an open gate, bool [group size]: where masks are independent, several groups close them."""
-    stays = torch.zeros(group.size, dtype=torch.bool)
-    for piece in group.gates():
-        gate = gates.get(piece.tensor)
-        if gate is None:
-            return torch.ones(group.size, dtype=torch.bool)
-        stays[piece.units[gate.flatten().cpu()[piece.positions]]] = True
-    return stays
 
 
 def _spread(groups: tuple[UnitGroup, ...], values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -116,11 +116,7 @@ def further_mask(mask: Mask, scores: Mapping[str, Tensor], keep: int, *, min_uni
     if not least <= keep <= mask.units_kept:
         raise ConfigError(f"keep is {keep}, but must be from {least} (min_units of every group) to {mask.units_kept}")
     removed = remove_lowest(left, mask.units_kept - keep, fewest)
-    further = {}
-    for name, kept in mask.kept.items():
-        kept[kept.clone()] = ~unpack(removed[name], left[name].numel())
-        further[name] = kept
-    return Mask.from_groups(further, mask.kinds)
+    return Mask.from_groups({name: ~unpack(removed[name], score.numel()) for name, score in left.items()}).within(mask)
 
 
 def ticket_of(

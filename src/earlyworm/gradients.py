@@ -79,6 +79,11 @@ class GradientHook:
         return bool(self._handles)
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """What it hangs on."""
+        return list(self._held)
+
+    @property
     def truncating(self) -> bool:
         """Whether gradients are being truncated."""
         return bool(self._static)

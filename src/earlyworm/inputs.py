@@ -126,6 +126,12 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
+def processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has done its work, so that a clock can be read; nothing to do on a CPU."""
     if device.type != "cpu":

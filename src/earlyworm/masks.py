@@ -64,6 +64,17 @@ class Mask:
         bits = torch.cat([pack(mask.bool().flatten()) for mask in kept.values()])
         return cls(bits, {name: mask.numel() for name, mask in kept.items()}, kinds or {})
 
+    def among(self, left: Self) -> Self:
+        """This mask over the units that another one keeps, as if there were no others."""
+        return self.from_groups({name: self.kept[name][there] for name, there in left.kept.items()}, self.kinds)
+
+    def within(self, left: Self) -> Self:
+        """Inverse of `among`: this mask over those units as a mask over all of them, which removes the others."""
+        everything = {}
+        for name, there in left.kept.items():
+            everything[name] = there.masked_scatter(there, self.kept[name])
+        return self.from_groups(everything, left.kinds)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
             return NotImplemented
@@ -128,16 +139,32 @@ def make_mask(
 
 
 def mask_of_finite(
-    scores: Mapping[str, Tensor], pruning_ratio: Ratio, *, min_units: float, kinds: Mapping[str, str] | None
+    scores: Mapping[str, Tensor],
+    pruning_ratio: Ratio,
+    *,
+    min_units: float,
+    kinds: Mapping[str, str] | None,
+    left: Mask | None = None,
 ) -> Mask:
-    """`make_mask` of scores that are known to be finite: whoever has summed them up need not read them all again."""
+    """`make_mask` of scores that are known to be finite: whoever has summed them up need not read them all again.
+
+    Args:
+        scores: As for `make_mask`.
+        pruning_ratio: Likewise.
+        min_units: Likewise.
+        kinds: Likewise.
+        left: If given, only the units that it keeps have scores; the others are among those that the mask removes.
+    """
     kinds = dict(kinds or {})
-    sizes = {name: score.numel() for name, score in scores.items()}
+    counts = {name: score.numel() for name, score in scores.items()}
+    sizes = counts if left is None else left.sizes
     removed: dict[str, Tensor] = {}
     for kind, count in removed_per_kind(sizes, pruning_ratio, min_units=min_units, kinds=kinds).items():
         some = {name: score for name, score in scores.items() if kinds.get(name, "units") == kind}
-        removed |= remove_lowest(some, count, {name: fewest_units(min_units, sizes[name]) for name in some})
-    return Mask(torch.cat([_others(removed[name], size) for name, size in sizes.items()]), sizes, kinds)
+        fewest = {name: fewest_units(min_units, sizes[name]) for name in some}
+        removed |= remove_lowest(some, count - sum(sizes[name] - counts[name] for name in some), fewest)
+    mask = Mask(torch.cat([_others(removed[name], size) for name, size in counts.items()]), counts, kinds)
+    return mask if left is None else mask.within(left)
 
 
 def mask_distance(a: Mask, b: Mask) -> float:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from earlyworm.inputs import device_of
 
+OWN_HEADS = "own_heads"  # the buffer that such attention has
+
 
 class NarrowMultiheadAttention(nn.MultiheadAttention):
     """An `nn.MultiheadAttention` whose heads together are narrower than its inputs and outputs.
@@ -153,7 +155,7 @@ def keep_heads_(module: nn.Module, kept: Tensor) -> None:
         module.__class__ = _narrow(cls)
         assert isinstance(module, (NarrowMultiheadAttention, NarrowBiasedAttention))
         module.all_heads = kept.numel()
-        module.register_buffer("own_heads", torch.arange(kept.numel(), device=device_of(module)), persistent=False)
+        module.register_buffer(OWN_HEADS, torch.arange(kept.numel(), device=device_of(module)), persistent=False)
     if isinstance(module, nn.MultiheadAttention):
         module._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer passes it over and does its work
     module.own_heads = module.own_heads[kept.to(module.own_heads.device)]

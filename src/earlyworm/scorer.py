@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import SearchError
-from earlyworm.masks import check_finite
+from earlyworm.masks import Mask, check_finite
 from earlyworm.scores import Score, choose_score, magnitude, score_units
 from earlyworm.selection import absolute_sum
 from earlyworm.taylor import TaylorScore
@@ -28,7 +28,8 @@ class Scorer:
         units: Those of the units that the score can judge.
         observe: What has to be called with the gradients of every step, see `GradientHook.observers`; None if the
             score needs no gradients.
-        newest: The newest scores of all units that can be removed, float32 [group size] per group name, on the CPU.
+        newest: The newest scores of all units that can be removed, float32 [group size] per group name, on the CPU; 0
+            for those that were cut out.
 
     Raises:
         UnitsError: If there is no such score, or none for some unit.
@@ -41,10 +42,11 @@ class Scorer:
         self.observe = self._taylor.observe if self._taylor else None
         self.newest: dict[str, Tensor] = {}
         self._sums: dict[str, float] = {}  # of all newest absolute scores, per group
+        self._left: Mask | None = None
         score_units(model, self.units.groups, self._scores)  # units without a score are an error now
 
     def take(self) -> dict[str, Tensor]:
-        """The scores of all units as they are now, finite, per group name; those of single weights are not copied.
+        """The scores of all units that are left, finite, per group name; those of single weights are not copied.
 
         Raises:
             SearchError: If no score has changed since the last call, one is not finite, or, where gradients are
@@ -54,6 +56,9 @@ class Scorer:
         # The sums tell of scores that are not finite too; of single weights they are all that is remembered.
         sums = {name: absolute_sum(score) for name, score in scores.items()}
         newest = {group.name: scores[group.name].cpu() for group in self.units.groups if group.entries is None}
+        if self._left is not None:
+            for name, there in self._left.kept.items():
+                newest[name] = torch.zeros(len(there)).masked_scatter(there, newest[name])
         if sums == self._sums and all(torch.equal(score, self.newest[name]) for name, score in newest.items()):
             raise SearchError(
                 "no score has changed since the last check: equal masks would look like emergence; are the parameters "
@@ -62,6 +67,18 @@ class Scorer:
         check_finite(sums)
         self._sums, self.newest = sums, newest
         return scores
+
+    def shrink(self, units: Units, left: Mask) -> None:
+        """Go on with the units that are left, after `take`.
+
+        Args:
+            units: These, as they are in the model now.
+            left: Which of all units these are.
+        """
+        self.units, self._left = units, left
+        self.newest = {name: score.where(left.kept[name], 0) for name, score in self.newest.items()}
+        if self._taylor:
+            self._taylor.units = units
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered."""

@@ -21,7 +21,8 @@ from earlyworm.masks import Mask, MaskWindow, mask_of_finite
 from earlyworm.ratios import Ratio, removed_per_kind
 from earlyworm.scorer import Scorer
 from earlyworm.scores import Score
-from earlyworm.ticket import Ticket, fingerprint, library_versions
+from earlyworm.shrinking import Shrinking
+from earlyworm.ticket import Ticket, library_versions
 from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
 
@@ -47,10 +48,14 @@ class TicketSearch:
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
             retraining may not mend a layer of one unit.
         steps_per_epoch: Optimizer steps per epoch, at least 1; only `Fade` needs it, whose half-life is in epochs.
+        shrink: Cut units out of the model while it is searched, once they were static at every check of a whole window:
+            as if they were zeroed then and held at zero, but every following step is cheaper. Parameters stay the
+            objects that they are, and the state of the optimizers is cut along. Masks, distances and the ticket are
+            over all units as before. Not for single weights, nor for several processes.
 
     Raises:
         UnitsError: If the model has no such units, or its weights are not there, sharded, quantised or adapted.
-        ConfigError: If the ratio, the penalty or `min_units` is impossible.
+        ConfigError: If the ratio, the penalty or `min_units` is impossible, or there is nothing to shrink.
 
     Example:
         >>> import torch, earlyworm as ew
@@ -82,6 +87,7 @@ class TicketSearch:
         score: str | Score = "auto",
         min_units: float = 1,
         steps_per_epoch: int | None = None,
+        shrink: bool = False,
     ) -> None:
         if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
             raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
@@ -98,6 +104,7 @@ class TicketSearch:
         self._distances: tuple[float, ...] = ()
         self._seconds = 0.0  # of all checks
         self._flops = 0
+        self._shrinking = Shrinking(self.model, self.units, wanted=shrink)
         self._hook = GradientHook(self.model, self.units, sparsity_penalty, _half_life(truncation, steps_per_epoch))
         if self._scorer.observe:
             self._hook.observers.append(self._scorer.observe)
@@ -105,6 +112,8 @@ class TicketSearch:
             raise ConfigError(f"sparsity_penalty is {sparsity_penalty}, but must be a number, 0 or more")
         if sparsity_penalty and not self._hook.scales:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
+        if shrink and truncation is None:
+            raise ConfigError("shrink=True cuts out static units, and there are none: give truncation=ew.Fade()")
         # An impossible ratio is an error now.
         removed_per_kind(self.units.sizes, self.pruning_ratio, min_units=min_units, kinds=self.units.kinds)
 
@@ -117,6 +126,16 @@ class TicketSearch:
     def overhead(self) -> Overhead:
         """What the search itself has cost so far."""
         return Overhead(self._seconds + self._hook.seconds, self._flops + self._hook.flops)
+
+    @property
+    def shrink(self) -> bool:
+        """Whether units are cut out of the model while it is searched."""
+        return self._shrinking.wanted
+
+    @property
+    def cut(self) -> int:
+        """How many units were cut out of the model so far, as `shrink=True` asks for."""
+        return self._shrinking.cut
 
     @property
     def emerged(self) -> bool:
@@ -146,10 +165,12 @@ class TicketSearch:
 
         Raises:
             SearchError: If the search is attached already, or a trainable parameter that truncation or the penalty
-                must act on is in none of the optimizers.
+                must act on is in none of the optimizers; where it shrinks the model, if any parameter of the units is
+                not, or there are several processes.
         """
         self._hook.attach(optimizers, will_truncate=self.truncation is not None)
         try:
+            self._shrinking.check(self._hook.optimizers)
             self._start()
         except BaseException:
             self.detach()  # no `with` block will
@@ -169,16 +190,21 @@ class TicketSearch:
     def update(self) -> bool:
         """Take a mask, compare it with the window, set chi. Call it once per epoch, or at any other interval.
 
+        With `shrink=True` it may cut units out of the model, and drops the gradients of what it has cut: call it
+        between an optimizer step and the next forward pass.
+
         Returns:
             True once the ticket has emerged; further calls do nothing and return True.
 
         Raises:
             SearchError: If the search is not attached, no optimizer step was seen since the last check, no score has
-                changed, or truncation or the penalty had, or will have, no gradient to act on.
+                changed, truncation or the penalty had, or will have, no gradient to act on, or `shrink=True` and the
+                state of an optimizer cannot be cut (Adafactor, LBFGS, 8-bit Adam).
         """
         if self.emerged:
             return True
         self._hook.check_acted(since=self.history[-1].step if self.history else 0)
+        self._shrinking.check(self._hook.optimizers)
         self._check()
         return self.emerged
 
@@ -202,13 +228,14 @@ class TicketSearch:
             mask=mask,
             units=self.units,
             scores=self._scorer.newest,
-            structure=fingerprint(self.model),
+            structure=self._shrinking.structure,
             method=repr(self.truncation) if self.truncation else "Early Bird",
             pruning_ratio=self.pruning_ratio,
             step=self.history[-1].step,
             emerged=self.emerged,
             distances=self._distances,
             versions=library_versions(),
+            left=self._shrinking.left,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,6 +245,7 @@ class TicketSearch:
             "sizes": self.units.sizes,
             "window": self.emergence.window,
             "masks": [mask.bits.clone() for mask in self._window.masks],
+            "left": None if self._shrinking.left is None else self._shrinking.left.bits.clone(),
             **self._scorer.state_dict(),
             "distances": list(self._distances),
             "history": [asdict(check) for check in self.history],
@@ -229,8 +257,12 @@ class TicketSearch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, before or after `attach`.
 
+        If units were cut out (`shrink=True`), they are cut out of the model here, which must be as it was at first. So
+        call this before the smaller weights, and the optimizer's state, are loaded.
+
         Raises:
-            SearchError: If it is of another version, or of a search over other units or with another window.
+            SearchError: If it is of another version, or of a search over other units or with another window, or other
+                units were cut out of the model.
         """
         if state.get("version") != STATE_VERSION:
             raise SearchError(f"the state has version {state.get('version')}, but this one reads {STATE_VERSION}")
@@ -238,10 +270,15 @@ class TicketSearch:
             raise SearchError("the state is of a search over other units: build the same model and units first")
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
+        left = self._shrinking.left_by(state.get("left"))  # which older states do not have
+        if left is not None and self._hook.attached:
+            self._shrinking.check(self._hook.optimizers)
         window = MaskWindow(self.emergence.window)
         window.masks.extend(Mask(bits.clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
         history = [Check(**check) for check in state["history"]]
         self._scorer.load_state_dict(state)  # the last that can fail; nothing has changed before
+        if left is not None:
+            self._cut(left)
         self._window, self.history, self._distances = window, history, tuple(state["distances"])
         self._hook.steps, self._hook.truncations = state["steps"], state["truncations"]
         self._seconds, self._flops = state["overhead"]["seconds"], state["overhead"]["flops"]
@@ -259,13 +296,18 @@ class TicketSearch:
     def _check(self) -> None:
         """Take a mask and everything that follows from it."""
         start = time.perf_counter()
-        mask = mask_of_finite(self._scorer.take(), self.pruning_ratio, min_units=self.min_units, kinds=self.units.kinds)
+        mask = mask_of_finite(
+            self._scorer.take(), self.pruning_ratio,
+            min_units=self.min_units, kinds=self.units.kinds, left=self._shrinking.left,
+        )  # fmt: skip
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
         chi = self._chi(mean)
         truncated = self._static().units_removed if chi < 1 else 0
         self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated))
         self._hook.truncations = 0
+        if self._settled() and (left := self._shrinking.after(self._window.ever_kept)):
+            self._cut(left)
         self._refresh()
         self._seconds += time.perf_counter() - start
         # One comparison per unit and older mask, and the passes that select the threshold.
@@ -289,9 +331,20 @@ class TicketSearch:
 
     def _refresh(self) -> None:
         """Truncate by the newest check."""
-        newest = self.history[-1]
-        masks = gate_masks(self.model, self.units.groups, self._static().kept) if newest.truncated else {}
+        newest, here = self.history[-1], self._shrinking
+        static = self._static() if here.left is None else self._static().among(here.left)
+        masks = gate_masks(self.model, here.units.groups, static.kept) if newest.truncated else {}
         self._hook.set_truncation(masks, newest.chi)
+
+    def _settled(self) -> bool:
+        """Whether there were static units at every check of a whole window, and it goes on."""
+        recent = self.history[-self.emergence.window :]
+        return len(recent) == self.emergence.window and all(check.truncated for check in recent) and not self.emerged
+
+    def _cut(self, left: Mask) -> None:
+        """Cut all units but those that are to be left out of the model."""
+        self._shrinking.cut_(left, self._hook.optimizers)
+        self._scorer.shrink(self._shrinking.units, left)
 
 
 def _half_life(truncation: Truncation | None, steps_per_epoch: int | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,59 +73,107 @@ def comparable_copies(example_inputs: ExampleInputs, *models: nn.Module) -> tupl
 
 
 @torch.no_grad()
-def mask_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: Mapping[str, Tensor]) -> None:
+def mask_units_(
+    model: nn.Module,
+    groups: tuple[UnitGroup, ...],
+    kept: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+) -> None:
     """Zero every gate of the units that are not kept, in place.
 
     Args:
         model: The model.
         groups: Its unit groups.
         kept: One boolean tensor [group size] per group name; True is kept.
+        optimizers: What they remember of these gates is zeroed too.
     """
     tensors = named_tensors(model)
     for name, mask in gate_masks(model, groups, kept).items():
         tensors[name].mul_(mask)
+        for _, _, value in _states(tensors[name], optimizers):
+            value.mul_(mask)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def remove_units_(model: nn.Module, groups: tuple[UnitGroup, ...], kept: Mapping[str, Tensor]) -> None:
+def remove_units_(
+    model: nn.Module,
+    groups: tuple[UnitGroup, ...],
+    kept: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+) -> None:
     """Cut the units that are not kept out of every tensor of `model`, in place.
 
-    Parameters keep `requires_grad`, dtype, device, memory format, ties and attributes; gradients are dropped.
+    Parameters and buffers stay the objects that they are, with `requires_grad`, dtype, device, memory format, ties,
+    attributes and hooks; gradients are dropped. So it has to be between an optimizer step and the next forward pass.
 
     Args:
         model: The model.
         groups: Its removable unit groups.
         kept: One boolean tensor [group size] per group name; True is kept.
+        optimizers: Their state is cut as their parameters are, so that momentum and step counts go on; see
+            `key_of_another_shape` for what must not be in it.
 
     Raises:
-        UnitsError: If the groups do not fit the model.
+        UnitsError: If the groups do not fit the model; nothing has changed then.
     """
     tensors = named_tensors(model)
-    gone: dict[int, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    gone: dict[Tensor, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    narrower: list[tuple[Slice, Tensor]] = []
     for group in groups:
         removed = ~kept[group.name].cpu()
         for piece in group.slices:
-            if piece.role in ("width", "argument"):
-                _narrow_(model, piece, removed[piece.units])
+            tensor = None if piece.role in ("width", "argument") else tensor_of(piece, tensors)
+            some = removed[piece.units]
+            if not some.any():
                 continue
-            tensor = tensor_of(piece, tensors)
-            gone[id(tensor)][piece.dim].append(piece.positions[removed[piece.units]])
-
-    replaced: dict[int, Tensor] = {}  # one new tensor per old one keeps ties
-    touched: dict[nn.Module, None] = {}
-    for name, tensor in tensors.items():
-        if id(tensor) not in gone:
-            continue
-        if id(tensor) not in replaced:
-            replaced[id(tensor)] = _without(tensor, gone[id(tensor)])
-        path, _, attribute = name.rpartition(".")
-        module = model.get_submodule(path)
-        slots = module._parameters if attribute in module._parameters else module._buffers
-        slots[attribute] = replaced[id(tensor)]  # type: ignore[assignment]  # _without returns what it was given
-        touched[module] = None
-    for module in touched:
+            if tensor is None:
+                narrower.append((piece, some))
+            else:
+                gone[tensor][piece.dim].append(piece.positions[some])
+    for piece, some in narrower:
+        _narrow_(model, piece, some)
+    for tensor, positions in gone.items():
+        for state, key, value in _states(tensor, optimizers):
+            state[key] = _without(value, positions)
+        _put_(tensor, _without(tensor, positions))
+    for module in {model.get_submodule(name.rpartition(".")[0]) for name, tensor in tensors.items() if tensor in gone}:
         _sync_widths(module)
+
+
+def key_of_another_shape(state: Mapping[str, Any], parameter: Tensor) -> str | None:
+    """The first entry of an optimizer's state of `parameter` that cannot be cut as the parameter is, if there is one.
+
+    Single numbers need not be cut, and floating-point tensors of the parameter's shape can be.
+    """
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim():
+            if value.shape != parameter.shape or not value.is_floating_point():
+                return key
+        elif isinstance(value, (list, tuple, dict)):
+            return key
+    return None
+
+
+def _states(parameter: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """What the optimizers remember of a parameter in tensors of its shape, each with the place where they keep it."""
+    states = [optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state]
+    return [
+        (state, key, value)
+        for state in states
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    ]
+
+
+def _put_(tensor: Tensor, value: Tensor) -> None:
+    """Give a parameter or buffer another value of another shape."""
+    if isinstance(tensor, nn.Parameter):
+        tensor.grad = None
+        # What accumulates its gradient knows the old shape, and is made anew only where the dtype has changed too.
+        other = torch.float64 if tensor.dtype != torch.float64 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+    tensor.data = value
 
 
 def _without(tensor: Tensor, gone: dict[int, list[Tensor]]) -> Tensor:
@@ -137,12 +185,7 @@ def _without(tensor: Tensor, gone: dict[int, list[Tensor]]) -> Tensor:
         result = result.index_select(dim, keep.nonzero().flatten().to(tensor.device))
     # The order of the dimensions in memory is the memory format.
     order = sorted(range(tensor.dim()), key=lambda dim: (tensor.stride(dim), tensor.shape[dim]), reverse=True)
-    result = result.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.dim())])
-    if not isinstance(tensor, nn.Parameter):
-        return result
-    parameter = nn.Parameter(result, requires_grad=tensor.requires_grad)
-    vars(parameter).update(vars(tensor))
-    return parameter
+    return result.permute(order).contiguous().permute([order.index(dim) for dim in range(tensor.dim())])
 
 
 def _narrow_(model: nn.Module, piece: Slice, removed: Tensor) -> None:
@@ -153,8 +196,6 @@ def _narrow_(model: nn.Module, piece: Slice, removed: Tensor) -> None:
         piece: A slice of a number, which is lowered, or of an argument, of which the module takes less from now on.
         removed: bool [positions of the slice].
     """
-    if not removed.any():
-        return
     *path, attribute = piece.tensor.split(".")
     owner: Any = model
     for name in path:
@@ -254,6 +295,11 @@ class HoldAtZero:
             path, _dot, attribute = name.rpartition(".")
             tensor = getattr(module.get_submodule(path), attribute)
             tensor.data.mul_(mask.to(tensor.device))  # .data: a backward pass may still be pending
+
+    @staticmethod
+    def holds(module: nn.Module) -> bool:
+        """Whether there is such a hook on `module`."""
+        return any(isinstance(hook, HoldAtZero) for hook in module._forward_pre_hooks.values())
 
     @staticmethod
     def strip_(module: nn.Module) -> None:

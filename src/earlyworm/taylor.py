@@ -45,7 +45,7 @@ class TaylorScore:
 
     Args:
         model: The model that is trained.
-        units: Its units.
+        units: Its units; to be set anew where some were cut out, right after `take`.
     """
 
     def __init__(self, model: nn.Module, units: Units) -> None:

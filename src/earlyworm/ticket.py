@@ -20,7 +20,9 @@ from earlyworm.errors import TicketError
 from earlyworm.files import write_atomically
 from earlyworm.inputs import unwrap
 from earlyworm.masks import Mask
+from earlyworm.narrow_attention import OWN_HEADS
 from earlyworm.ratios import Ratio
+from earlyworm.renumbering import aliases, structure_left, units_left
 from earlyworm.surgery import AppliedTicket, mask_units_
 from earlyworm.units import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
 
@@ -45,6 +47,8 @@ class Ticket:
         emerged: Whether it emerged, or was drawn by force or without a search.
         distances: Distance of the mask to each older one in the window, oldest first.
         versions: Versions of the libraries at work.
+        left: The units that the model still had when the ticket was drawn, where others were cut out while it was
+            searched (`TicketSearch(shrink=True)`); None: it had all of them.
     """
 
     mask: Mask
@@ -57,14 +61,27 @@ class Ticket:
     emerged: bool
     distances: tuple[float, ...]
     versions: dict[str, str] = field(default_factory=dict)
+    left: Mask | None = None
 
-    def check_fits(self, model: nn.Module) -> None:
-        """Make sure that `model` has the structure that the ticket was drawn from.
+    def fitted(self, model: nn.Module) -> Ticket:
+        """This ticket for `model`: as it is, or over the units that are left where it was drawn, if no others are.
 
         Raises:
-            TicketError: If it has not; the message names the first difference.
+            TicketError: If the model has not the structure that the ticket is for; the message names the first
+                difference.
         """
         found = fingerprint(model)
+        if self.left is not None and found != self.structure:
+            names, left = aliases(model), self.left.kept
+            if _comparable(found) == _comparable(structure_left(self.structure, self.units, left, names)):
+                return replace(
+                    self,
+                    mask=self.mask.among(self.left),
+                    units=units_left(self.units, left, names),
+                    scores={name: score[left[name]] for name, score in self.scores.items()},
+                    structure=found,
+                    left=None,
+                )
         for name, shape in self.structure.items():
             if name not in found:
                 raise TicketError(f"the ticket is for another model: this one has no tensor {name!r}")
@@ -76,6 +93,7 @@ class Ticket:
         for name in found:
             if name not in self.structure:
                 raise TicketError(f"the ticket is for another model: it knows no tensor {name!r}")
+        return self
 
     def apply(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> AppliedTicket:
         """Mask `model` in place: every gate of a removed unit is zero, and stays zero while training goes on.
@@ -85,7 +103,7 @@ class Ticket:
         forward pass; give it here, and they are restored right after its step too.
 
         Args:
-            model: A model of the structure that the ticket was drawn from.
+            model: A model that the ticket fits, as for `compact`.
             optimizers: Optimizers after whose steps the zeros are restored.
 
         Returns:
@@ -95,9 +113,9 @@ class Ticket:
             TicketError: If the ticket is for another model.
         """
         model = unwrap(model)
-        self.check_fits(model)
-        mask_units_(model, self.units.groups, self.mask.kept)
-        return AppliedTicket(model, gate_masks(model, self.units.groups, self.mask.kept), optimizers)
+        fitted = self.fitted(model)
+        mask_units_(model, fitted.units.groups, fitted.mask.kept)
+        return AppliedTicket(model, gate_masks(model, fitted.units.groups, fitted.mask.kept), optimizers)
 
     def __repr__(self) -> str:
         return f"<ticket that keeps {self.mask.units_kept} of {self.mask.units} units>"
@@ -138,6 +156,8 @@ class Ticket:
                 for i, group in enumerate(self.units.removable)
             ]
         tensors["mask"] = self.mask.bits.clone()
+        if self.left is not None:
+            tensors["left"] = self.left.bits.clone()
         for i, group in enumerate(self.units.groups):
             if group.name in self.scores:
                 score = self.scores[group.name].detach()
@@ -212,6 +232,7 @@ class Ticket:
             emerged=described["emerged"],
             distances=tuple(described["distances"]),
             versions=described["versions"],
+            left=Mask(tensors["left"], units.sizes, units.kinds) if "left" in tensors else None,
         )
 
     def with_mask(self, mask: Mask) -> Ticket:
@@ -222,6 +243,11 @@ class Ticket:
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
+def _comparable(structure: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """A structure without what attention has only once it has lost heads."""
+    return {name: shape for name, shape in structure.items() if name.rpartition(".")[2] != OWN_HEADS}
 
 
 def library_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from earlyworm.costs import count_flops
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import Data
 from earlyworm.experiments.results import CandidateResult, CheckRecord
@@ -72,6 +73,7 @@ class Found:
         progress: How far the schedule of the learning rate is, in [0, 1), where retraining begins.
         overhead_seconds: What the search itself has cost.
         overhead_flops: Likewise.
+        saved_flops: What it has saved of as many steps of the dense network, by getting smaller meanwhile.
         pruned: Held-out accuracy right after pruning.
     """
 
@@ -85,6 +87,7 @@ class Found:
     progress: float = 0.0
     overhead_seconds: float = 0.0
     overhead_flops: int = 0
+    saved_flops: int = 0
     pruned: float | None = None
 
 
@@ -156,6 +159,10 @@ class Bench:
             model, optimizer, self.data, self.config, self.pace, self.accelerator, stage=stage, first=first,
             steps=steps, progress=progress, report=self.observer.progress,
         )  # fmt: skip
+
+    def step_flops(self, model: nn.Module) -> int:
+        """FLOPs of one optimizer step of a network."""
+        return self.pace.batch * count_flops(model, self.data.example_inputs(1, self.config))[1]
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Save a checkpoint, in the first process."""

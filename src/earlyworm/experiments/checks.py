@@ -7,7 +7,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.names import MODELS, SEARCHES, UnitKind, suggest, task_by_name
+from earlyworm.experiments.names import MODELS, SEARCHES, TRUNCATING, UnitKind, suggest, task_by_name
 
 if TYPE_CHECKING:
     from earlyworm.experiments.config import RunConfig
@@ -70,6 +70,18 @@ def check_method(config: RunConfig) -> None:
     require(
         not ratios or (config.method in SEARCHES and config.head_ratio is None),
         "ratios", " ".join(map(str, ratios)), "empty for a method without a search, and with head_ratio",
+    )  # fmt: skip
+    require(
+        not config.shrink or config.method in TRUNCATING,
+        "shrink", config.shrink, f"False for {config.method}: only {', '.join(TRUNCATING)} have static units",
+    )  # fmt: skip
+    require(
+        not config.shrink or (not ratios and "weights" not in config.units),
+        "shrink", config.shrink, "False with ratios, which share a network, and for weights, which are only masked",
+    )  # fmt: skip
+    require(
+        not config.shrink or config.round_to == 1,
+        "round_to", config.round_to, "1 with shrink: units that would be kept for it may be gone by then",
     )  # fmt: skip
     require(
         config.match == "epochs" or config.retrain_epochs is None,

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from earlyworm.costs import count_flops
 from earlyworm.experiments.bench import Bench, Found, Retrained, Trained
 from earlyworm.experiments.results import CandidateResult
 from earlyworm.experiments.retraining import compact_ticket, retrain
@@ -76,14 +75,14 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
         bench.directory.write(bench.directory.ticket, chosen.ticket.to_bytes())
     results = tuple(_result(bench, ratio, probed.get(ratio), chosen=ratio == best) for ratio in sweep.searches)
     others = [result for result in results if not result.chosen]
-    dense_flops = bench.pace.batch * count_flops(dense, bench.data.example_inputs(1, config))[1]
+    longer = searched.steps - chosen.found.steps  # than the chosen one was searched for
     return Trained(
         found=chosen.found,
         ticket=chosen.ticket,
         small=chosen.small,
         retrained=chosen.retrained,
         candidates=results,
-        extra_flops=(searched.steps - chosen.found.steps) * dense_flops + sum(r.retrain_flops for r in others),
+        extra_flops=longer * bench.step_flops(dense) + sum(r.retrain_flops for r in others),
         extra_seconds=searched.seconds - chosen.found.seconds + sum(r.retrain_seconds for r in others),
     )
 
@@ -124,14 +123,13 @@ def _result(bench: Bench, ratio: float, candidate: Candidate | None, *, chosen: 
     if candidate is None:
         return CandidateResult(ratio, None, None, (), None, 0, 0.0, chosen=False)
     found, retrained = candidate.found, candidate.retrained
-    step_flops = count_flops(candidate.small, bench.data.example_inputs(1, bench.config))[1]
     return CandidateResult(
         ratio=ratio,
         epoch=bench.pace.epochs(found.steps) if found.emerged else None,
         pruned=found.pruned,
         losses=tuple(retrained.losses),
         accuracy=retrained.recovery[-1] if retrained.recovery else found.pruned,
-        retrain_flops=retrained.steps * bench.pace.batch * step_flops,
+        retrain_flops=retrained.steps * bench.step_flops(candidate.small),
         retrain_seconds=retrained.seconds,
         chosen=chosen,
     )

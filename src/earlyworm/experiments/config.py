@@ -141,12 +141,14 @@ class RunConfig:
     chi: float | None = None
     """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01;
     constant 0.1; fade 0."""
-    half_life: float = 0.9
-    """Epochs in which fade shrinks static units to a half."""
+    half_life: float | None = None
+    """Epochs in which fade shrinks static units to a half; None: a twelfth of what the window spans."""
     greedy_first: bool = False
     """Before worm is triggered, multiply by the mean mask distance; so for text."""
     static: Literal["latest", "window"] = "latest"
     """Static units: those that the newest mask removes, or those that every mask of the window removes."""
+    shrink: bool = False
+    """Remove units from the network while the search goes on, once they were static for a whole window."""
     coupling: Literal["coupled", "independent"] = "coupled"
     """Coupled channels as one unit, or every batch norm for itself as in the papers."""
     score: Literal["auto", "batch-norm", "filter-l1", "filter-l2", "magnitude", "taylor"] = "auto"
@@ -183,7 +185,7 @@ class RunConfig:
         require(fit, "span", self.span, f"at least check_every ({self.check_every:g} epochs)")
         require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
         require(self.trigger is None or 0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
-        require(self.half_life > 0, "half_life", self.half_life, "above 0 (epochs)")
+        require(self.half_life is None or self.half_life > 0, "half_life", self.half_life, "above 0 (epochs)")
         require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
@@ -252,6 +254,13 @@ class RunConfig:
         """The trigger in force: the given one, or the method's own default; None: the method has none."""
         usual = DEFAULT_TRIGGER.get(self.method)
         return usual if usual is None or self.trigger is None else self.trigger
+
+    @property
+    def effective_half_life(self) -> float:
+        """The half-life in force: the given one, or so short that static units are gone when the window has passed."""
+        if self.half_life is not None:
+            return self.half_life
+        return (self.emergence.window - 1) * self.check_every / 12
 
     @property
     def drawn_at(self) -> float | None:

@@ -49,14 +49,13 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
     acted = [check for check in history if check.chi < 1]  # but worm may be greedy at first
     triggered = next((c.epoch for c in acted if c.distance_mean is not None and c.distance_mean < trigger), None)
     example = data.example_inputs(1, config)
-    dense_forward, dense_flops = count_flops(dense, example)
-    search_flops = found.steps * pace.batch * dense_flops
+    dense_macs, dense_flops = count_flops(dense, example)[0] // 2, bench.step_flops(dense)
+    search_flops = found.steps * dense_flops - found.saved_flops
     ticket_cost, retrain_flops, layers = None, 0, {}
     if ticket is not None and small is not None:
-        forward, step_flops = count_flops(small, example)
-        retrain_flops = retrained.steps * pace.batch * step_flops
+        macs, retrain_flops = count_flops(small, example)[0] // 2, retrained.steps * bench.step_flops(small)
         ticket_cost = TicketCost(
-            _parameters(small), forward // 2, latency(small, example), ticket.mask.units_kept, ticket.mask.units
+            _parameters(small), macs, latency(small, example), ticket.mask.units_kept, ticket.mask.units
         )
         layers = {name: (int(kept.sum()), kept.numel()) for name, kept in ticket.mask.kept.items()}
         notes += tuple(
@@ -95,13 +94,13 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
             final=accuracies[-1] if accuracies else found.pruned,
             losses=tuple(retrained.losses),
         ),
-        dense=DenseCost(_parameters(dense), dense_forward // 2, latency(dense, example)),
+        dense=DenseCost(_parameters(dense), dense_macs, latency(dense, example)),
         ticket=ticket_cost,
         total=TotalCost(
             train_flops=search_flops + retrain_flops + trained.extra_flops,
             retrain_flops=retrain_flops,
             seconds=found.seconds + retrained.seconds + trained.extra_seconds,
-            dense_train_flops=(found.steps + retrained.steps) * pace.batch * dense_flops,
+            dense_train_flops=(found.steps + retrained.steps) * dense_flops,
         ),
         layers=layers,
         candidates=trained.candidates,

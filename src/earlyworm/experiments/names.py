@@ -15,7 +15,8 @@ from earlyworm.errors import ConfigError
 
 Task = Literal["images", "text"]
 
-SEARCHES = ("early-bird", "constant", "greedy", "worm", "fade")
+TRUNCATING = ("constant", "greedy", "worm", "fade")
+SEARCHES = ("early-bird", *TRUNCATING)
 Method = Literal["early-bird", "constant", "greedy", "worm", "fade", "dense", "narrow", "random", "late", "imp", "rst"]
 UnitKind = Literal["channels", "heads", "neurons", "weights"]
 

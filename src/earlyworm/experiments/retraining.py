@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from earlyworm.compaction import compact
-from earlyworm.costs import count_flops
 from earlyworm.experiments.bench import Bench, Found, Retrained
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.models import initialise_
@@ -85,8 +84,7 @@ def _steps_left(bench: Bench, dense: nn.Module, small: nn.Module, found: Found) 
     left = bench.steps(config.epochs) - found.steps
     if config.match == "epochs":
         return left
-    example = bench.data.example_inputs(1, config)
-    return left * count_flops(dense, example)[1] // count_flops(small, example)[1]
+    return (left * bench.step_flops(dense) + found.saved_flops) // bench.step_flops(small)
 
 
 def arrange_memory(model: nn.Module, config: RunConfig) -> nn.Module:

@@ -27,6 +27,7 @@ from earlyworm.experiments.training import Pace, check_batch
 from earlyworm.finding import find_all_weights, find_units
 from earlyworm.inputs import ExampleInputs
 from earlyworm.search import TicketSearch
+from earlyworm.surgery import copy_model
 from earlyworm.sweep import RatioSweep
 from earlyworm.ticket import Ticket
 from earlyworm.truncation import Constant, Fade, Greedy, Truncation, Worm
@@ -68,7 +69,9 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     dense, notes = build_network(config, classes=data.classes, shape=data.shape)
     data.check_model(dense, config)
     dense = arrange_memory(dense, config).to(accelerator.device)
-    search = _make_search(dense, data.example_inputs(1, config), config, pace)
+    # What gets smaller is a copy: the costs of the dense network are still to be measured.
+    trained = copy_model(dense) if config.shrink else dense
+    search = _make_search(trained, data.example_inputs(1, config), config, pace)
     at_once = pace.batch // config.accumulation // accelerator.num_processes
     check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
@@ -112,10 +115,10 @@ def _train(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, st
     if bench.config.method == "imp":
         found, ticket = prune_iteratively(bench, dense, search.units, state)
     else:
-        found, ticket = find_ticket(bench, dense, search, state)
+        found, ticket = find_ticket(bench, search.model, search, state)
     if ticket is None:
         return Trained(found)
-    small = compact_ticket(bench, dense, ticket, found)
+    small = compact_ticket(bench, search.model, ticket, found)
     return Trained(found, ticket, small, retrain(bench, dense, small, found, state))
 
 
@@ -155,7 +158,7 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig, pa
     elif config.method == "worm" and chi is not None and trigger is not None:
         truncation = Worm(trigger, chi, config.static, config.greedy_first)
     elif config.method == "fade" and chi is not None and trigger is not None:
-        truncation = Fade(trigger, config.half_life, chi, config.static)
+        truncation = Fade(trigger, config.effective_half_life, chi, config.static)
     if config.method == "imp":
         units = find_all_weights(model)
     elif config.units == ("channels",):
@@ -173,4 +176,4 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig, pa
     }
     if config.ratios:
         return RatioSweep(model, ratios=config.ratios, **options)
-    return TicketSearch(model, pruning_ratio=config.pruning_ratio, **options)
+    return TicketSearch(model, pruning_ratio=config.pruning_ratio, shrink=config.shrink, **options)

@@ -68,10 +68,12 @@ def train_dense(
     config, pace, accelerator = bench.config, bench.pace, bench.accelerator
     found = Found(**state["found"]) if state else Found()
     optimizer = make_optimizer(dense, config)
+    dense_flops = bench.step_flops(dense)
     if state:
+        search.load_state_dict(state["search"])  # which may make the network smaller, as the weights are
         dense.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        search.load_state_dict(state["search"])
+    step_flops = bench.step_flops(dense)
     model, prepared = accelerator.prepare(dense, optimizer)
     drawn_at = config.drawn_at
     last = bench.steps(config.search_epochs if drawn_at is None else drawn_at)
@@ -84,12 +86,15 @@ def train_dense(
             start = time.perf_counter()
             steps = min(pace.check_steps, last - found.steps)
             loss = bench.train(model, prepared, "search", found.steps, steps, schedule)
-            emerged = _emerged(search)
+            emerged, size = _emerged(search), _size(dense)
             search.update()
             found.steps += steps
+            found.saved_flops += steps * (dense_flops - step_flops)
             found.seconds += time.perf_counter() - start
             found.emerged = search.emerged
             found.overhead_seconds, found.overhead_flops = search.overhead.seconds, search.overhead.flops
+            if _size(dense) < size:
+                step_flops = bench.step_flops(dense)
             if config.retrain_from == "emergence" and config.method != "late":
                 found.progress = schedule.after(found.steps)
             # Not at every check: there may be many in an epoch, and each evaluation can take as long as they do.
@@ -145,6 +150,10 @@ def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None
 def _emerged(search: TicketSearch | RatioSweep) -> int:
     """How many tickets have emerged."""
     return sum(one.emerged for one in (search.searches.values() if isinstance(search, RatioSweep) else [search]))
+
+
+def _size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _accuracy(bench: Bench, model: nn.Module) -> float:

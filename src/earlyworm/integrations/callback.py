@@ -13,8 +13,8 @@ from torch import nn
 
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.history import Check
-from earlyworm.inputs import unwrap
-from earlyworm.integrations.swapping import check_wrapper, compact_in_place
+from earlyworm.inputs import processes, unwrap
+from earlyworm.integrations.swapping import check_wrapper, compact_in_place, parallel_in
 from earlyworm.search import TicketSearch
 from earlyworm.ticket import Ticket
 
@@ -81,6 +81,11 @@ class SearchCallback:
         return self._ticket or self._searching.draw(force=force)
 
     @property
+    def _cut(self) -> int:
+        """How many units were cut out of the model before the ticket has emerged."""
+        return 0 if self.search is None else self.search.cut
+
+    @property
     def _searching(self) -> TicketSearch:
         """The search, which has begun."""
         if self.search is None:
@@ -92,7 +97,7 @@ class SearchCallback:
 
         Raises:
             UnitsError: If it has no such units, or is sharded, quantised, or carries adapters.
-            UnitsError: If it has no such units.
+            SearchError: If it is to shrink, and there are several processes.
         """
         if self.search is None or self.search.model is not unwrap(model):
             self.search = TicketSearch(model, **self._settings)
@@ -109,8 +114,13 @@ class SearchCallback:
             SearchError: If the search is over, or the model could not be compacted when its ticket emerges.
         """
         search = self._searching
-        if self.on_emergence == "compact":
+        if self.on_emergence == "compact" or search.shrink:
             check_wrapper(wrapped, search.model)
+        if search.shrink and parallel_in(wrapped) is not None:
+            raise SearchError(
+                "shrink=True, but DistributedDataParallel would wait for gradients of the old shapes: leave it out, or "
+                "give shrink=False"
+            )
         if search.emerged and self.on_emergence == "stop":
             raise SearchError(
                 f"the ticket emerged after {search.history[-1].step} steps, where training has stopped: draw() it, "
@@ -200,12 +210,11 @@ def _agree(search: TicketSearch) -> None:
     Raises:
         SearchError: If they have not.
     """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if processes() == 1:
         return
     digest = hashlib.sha256(search.state_dict()["masks"][-1].numpy().tobytes()).hexdigest()
-    digests: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(digests, digest)
+    digests: list[Any] = [None] * processes()
+    torch.distributed.all_gather_object(digests, digest)
     if len(set(digests)) > 1:
         raise SearchError(
             "the processes have found different masks, so their weights differ: wrap the model in "

@@ -104,11 +104,14 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check if it is time; stop or compact if the ticket has emerged."""
         # Not `on_train_epoch_end`: a checkpoint that is saved after the validation would lack the check.
+        cut = self._cut
         check = self._check(epoch_ends=trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
         if check is not None:
             self._log(trainer, check)
             if self.emerged:
                 self._go_on(trainer)
+            elif self._cut > cut:
+                _forget_best(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Detach the search."""
@@ -164,11 +167,13 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
                 f"{type(trainer.strategy).__name__} shards the model over processes, but every process must hold the "
                 "whole model: use strategy='ddp' for the search, and sharding for the smaller model"
             )
-        for callback in trainer.callbacks if self.on_emergence == "compact" else ():
+        smaller = self.on_emergence == "compact" or self._settings.get("shrink")
+        for callback in trainer.callbacks if smaller else ():
             if {cls.__name__ for cls in type(callback).__mro__} & {"StochasticWeightAveraging", "WeightAveraging"}:
                 raise SearchError(
                     f"{type(callback).__name__} averages the weights of a model whose size would change: leave it out, "
-                    "or stop at emergence (on_emergence='stop') and average in a second run with the smaller model"
+                    "or stop at emergence (on_emergence='stop', shrink=False) and average in a second run with the "
+                    "smaller model"
                 )
 
 

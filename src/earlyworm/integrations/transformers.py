@@ -119,11 +119,14 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
     ) -> TrainerControl:
         """Check if it is time; stop or compact if the ticket has emerged."""
         # Not `on_epoch_end`: a checkpoint that is saved after the last step of an epoch would lack the check.
+        cut = self._cut
         check = self._check(epoch_ends=state.epoch == int(state.epoch))
         if check is not None:
             self._log(check)
             if self.emerged:
                 self._go_on(state, control)
+            elif self._cut > cut:
+                _forget_best(state)
         return control
 
     def on_train_end(
@@ -135,8 +138,7 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
     def _go_on(self, state: TrainerState, control: TrainerControl) -> None:
         self._take([unwrap_optimizer(self.trainer.optimizer)], self.trainer.model_wrapped)
         if self.compacted:
-            # The best checkpoint so far is one of the dense model; it could not be loaded at the end.
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            _forget_best(state)
         else:
             control.should_training_stop = True
 
@@ -172,3 +174,8 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
         except RunError as error:
             raise SearchError(f"{path} is damaged: resume from another checkpoint") from error
         self._restore(state, self.trainer.model)
+
+
+def _forget_best(state: TrainerState) -> None:
+    """The best checkpoint so far is one of a larger model; it could not be loaded at the end."""
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
