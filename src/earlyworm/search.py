@@ -23,7 +23,7 @@ from earlyworm.scorer import Scorer
 from earlyworm.scores import Score
 from earlyworm.shrinking import Shrinking
 from earlyworm.ticket import Ticket, library_versions
-from earlyworm.truncation import Truncation
+from earlyworm.truncation import Truncation, half_life_in_steps
 from earlyworm.units import Units, gate_masks
 
 STATE_VERSION = 2
@@ -105,7 +105,9 @@ class TicketSearch:
         self._seconds = 0.0  # of all checks
         self._flops = 0
         self._shrinking = Shrinking(self.model, self.units, wanted=shrink)
-        self._hook = GradientHook(self.model, self.units, sparsity_penalty, _half_life(truncation, steps_per_epoch))
+        self._hook = GradientHook(
+            self.model, self.units, sparsity_penalty, half_life_in_steps(truncation, steps_per_epoch)
+        )
         if self._scorer.observe:
             self._hook.observers.append(self._scorer.observe)
         if not 0 <= sparsity_penalty < math.inf:
@@ -345,18 +347,3 @@ class TicketSearch:
         """Cut all units but those that are to be left out of the model."""
         self._shrinking.cut_(left, self._hook.optimizers)
         self._scorer.shrink(self._shrinking.units, left)
-
-
-def _half_life(truncation: Truncation | None, steps_per_epoch: int | None) -> float | None:
-    """The half-life of static units in optimizer steps, if they fade."""
-    if steps_per_epoch is not None and steps_per_epoch < 1:
-        raise ConfigError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1")
-    epochs: float | None = getattr(truncation, "half_life", None)
-    if epochs is None:
-        return None
-    if steps_per_epoch is None:
-        raise ConfigError(
-            f"{truncation!r} has a half-life in epochs, but steps_per_epoch is None: give the optimizer steps per "
-            "epoch, such as len(loader)"
-        )
-    return epochs * steps_per_epoch

@@ -22,7 +22,6 @@ class Shrinking:
     Args:
         model: The model, of which nothing was cut out yet.
         units: Its units.
-
         wanted: Whether anything is to be cut out.
 
     Attributes:

@@ -148,6 +148,25 @@ class Fade:
         return self.chi if any(distance < self.trigger for distance in distances) else 1.0
 
 
+def half_life_in_steps(truncation: Truncation | None, steps_per_epoch: int | None) -> float | None:
+    """The half-life of static units in optimizer steps; None: they do not fade.
+
+    Raises:
+        ConfigError: If the steps per epoch are below 1, or needed and not given.
+    """
+    if steps_per_epoch is not None and steps_per_epoch < 1:
+        raise ConfigError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1")
+    epochs: float | None = getattr(truncation, "half_life", None)
+    if epochs is None:
+        return None
+    if steps_per_epoch is None:
+        raise ConfigError(
+            f"{truncation!r} has a half-life in epochs, but steps_per_epoch is None: give the optimizer steps per "
+            "epoch, such as len(loader)"
+        )
+    return epochs * steps_per_epoch
+
+
 def fading_factor(half_life: float, dtype: torch.dtype) -> tuple[float, int]:
     """What fading units are multiplied by, and after how many optimizer steps each, to halve them in `half_life` steps.
 

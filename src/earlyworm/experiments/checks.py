@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -36,6 +37,61 @@ def require(condition: bool, name: str, value: object, cure: str) -> None:
     """Raise a `ConfigError` that names a setting, its value and what it must be, unless a condition holds."""
     if not condition:
         raise ConfigError(f"{name} is {value}, but must be {cure}")
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Numbers must be finite, and in the ranges that make sense."""
+    finite = {f.name: v for f in dataclasses.fields(config) if isinstance(v := getattr(config, f.name), float)}
+    for name, value in finite.items():
+        require(math.isfinite(value), name, value, "a finite number")
+    require(0 < config.width <= 4, "width", config.width, "in (0, 4]")
+    for name in ("ratio", "head_ratio"):
+        value = getattr(config, name)
+        require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
+    require(config.window >= 2, "window", config.window, "at least 2, to have masks to compare")
+    fit = config.span is None or config.span >= config.check_every
+    require(fit, "span", config.span, f"at least check_every ({config.check_every:g} epochs)")
+    require(0 <= config.epsilon <= 1, "epsilon", config.epsilon, "in [0, 1]")
+    require(config.trigger is None or 0 <= config.trigger <= 1, "trigger", config.trigger, "in [0, 1]")
+    require(config.half_life is None or config.half_life > 0, "half_life", config.half_life, "above 0 (epochs)")
+    require(config.chi is None or 0 <= config.chi <= 1, "chi", config.chi, "in [0, 1]")
+    require(0 <= config.momentum < 1, "momentum", config.momentum, "in [0, 1)")
+    require(0 <= config.warmup < 1, "warmup", config.warmup, "in [0, 1); it is a fraction of all epochs")
+    require(config.lr > 0, "lr", config.lr, "above 0")
+    require(config.max_grad_norm is None or config.max_grad_norm > 0, "max_grad_norm", config.max_grad_norm, "above 0")
+    require(config.weight_decay >= 0, "weight_decay", config.weight_decay, "0 or more")
+    require(config.sparsity_penalty >= 0, "sparsity_penalty", config.sparsity_penalty, "0 or more")
+    require(config.check_every > 0, "check_every", config.check_every, "above 0 (epochs)")
+    require(config.limit is None or config.limit > 0, "limit", config.limit, "above 0")
+    require(config.validation is None or config.validation > 0, "validation", config.validation, "above 0")
+    require(config.extrusion >= 0, "extrusion", config.extrusion, "0 or more")
+    fit = 0 < config.min_units < 1 or (config.min_units >= 1 and config.min_units == int(config.min_units))
+    require(fit, "min_units", config.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
+    require(config.macs is None or config.macs > 0, "macs", config.macs, "above 0")
+    for name in (
+        "batch_size", "accumulation", "round_to", "search_epochs", "epochs", "max_length", "rounds",
+        "probe_epochs",
+    ):  # fmt: skip
+        require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")
+    require(0 <= config.seed < 2**31, "seed", config.seed, "in [0, 2**31)")
+    require(
+        config.batch_size % config.accumulation == 0,
+        "accumulation",
+        config.accumulation,
+        f"a divisor of batch_size ({config.batch_size})",
+    )
+    require(
+        config.retrain_epochs is None or config.retrain_epochs >= 0,
+        "retrain_epochs",
+        config.retrain_epochs,
+        "0 or more",
+    )
+    require(
+        config.retrain_epochs is not None or config.search_epochs < config.epochs,
+        "search_epochs",
+        config.search_epochs,
+        f"below epochs ({config.epochs}), so that epochs are left to retrain: give --search-epochs too",
+    )
 
 
 def check_method(config: RunConfig) -> None:

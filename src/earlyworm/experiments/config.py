@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, Self, get_type_hints
 
 from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.checks import check_method, check_task, check_units, require, typed
+from earlyworm.experiments.checks import check_method, check_ranges, check_task, check_units, require, typed
 from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
 
 DEFAULT_CHI = {
@@ -173,54 +172,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, hint in _HINTS.items():
             object.__setattr__(self, name, typed(name, getattr(self, name), hint))
-        finite = {f.name: v for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), float)}
-        for name, value in finite.items():
-            require(math.isfinite(value), name, value, "a finite number")
-        require(0 < self.width <= 4, "width", self.width, "in (0, 4]")
-        for name in ("ratio", "head_ratio"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
-        require(self.window >= 2, "window", self.window, "at least 2, to have masks to compare")
-        fit = self.span is None or self.span >= self.check_every
-        require(fit, "span", self.span, f"at least check_every ({self.check_every:g} epochs)")
-        require(0 <= self.epsilon <= 1, "epsilon", self.epsilon, "in [0, 1]")
-        require(self.trigger is None or 0 <= self.trigger <= 1, "trigger", self.trigger, "in [0, 1]")
-        require(self.half_life is None or self.half_life > 0, "half_life", self.half_life, "above 0 (epochs)")
-        require(self.chi is None or 0 <= self.chi <= 1, "chi", self.chi, "in [0, 1]")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        require(0 <= self.warmup < 1, "warmup", self.warmup, "in [0, 1); it is a fraction of all epochs")
-        require(self.lr > 0, "lr", self.lr, "above 0")
-        require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        require(self.sparsity_penalty >= 0, "sparsity_penalty", self.sparsity_penalty, "0 or more")
-        require(self.check_every > 0, "check_every", self.check_every, "above 0 (epochs)")
-        require(self.limit is None or self.limit > 0, "limit", self.limit, "above 0")
-        require(self.validation is None or self.validation > 0, "validation", self.validation, "above 0")
-        require(self.extrusion >= 0, "extrusion", self.extrusion, "0 or more")
-        fit = 0 < self.min_units < 1 or (self.min_units >= 1 and self.min_units == int(self.min_units))
-        require(fit, "min_units", self.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
-        require(self.macs is None or self.macs > 0, "macs", self.macs, "above 0")
-        for name in (
-            "batch_size", "accumulation", "round_to", "search_epochs", "epochs", "max_length", "rounds",
-            "probe_epochs",
-        ):  # fmt: skip
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        require(
-            self.batch_size % self.accumulation == 0,
-            "accumulation",
-            self.accumulation,
-            f"a divisor of batch_size ({self.batch_size})",
-        )
-        require(
-            self.retrain_epochs is None or self.retrain_epochs >= 0, "retrain_epochs", self.retrain_epochs, "0 or more"
-        )
-        require(
-            self.retrain_epochs is not None or self.search_epochs < self.epochs,
-            "search_epochs",
-            self.search_epochs,
-            f"below epochs ({self.epochs}), so that epochs are left to retrain: give --search-epochs too",
-        )
+        check_ranges(self)
         check_units(self)
         check_method(self)
         check_model_name(self.model)

@@ -86,14 +86,14 @@ def train_dense(
             start = time.perf_counter()
             steps = min(pace.check_steps, last - found.steps)
             loss = bench.train(model, prepared, "search", found.steps, steps, schedule)
-            emerged, size = _emerged(search), _size(dense)
+            emerged = _emerged(search)
             search.update()
             found.steps += steps
             found.saved_flops += steps * (dense_flops - step_flops)
             found.seconds += time.perf_counter() - start
             found.emerged = search.emerged
             found.overhead_seconds, found.overhead_flops = search.overhead.seconds, search.overhead.flops
-            if _size(dense) < size:
+            if config.shrink:
                 step_flops = bench.step_flops(dense)
             if config.retrain_from == "emergence" and config.method != "late":
                 found.progress = schedule.after(found.steps)
@@ -150,10 +150,6 @@ def _draw(bench: Bench, dense: nn.Module, search: TicketSearch) -> Ticket | None
 def _emerged(search: TicketSearch | RatioSweep) -> int:
     """How many tickets have emerged."""
     return sum(one.emerged for one in (search.searches.values() if isinstance(search, RatioSweep) else [search]))
-
-
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _accuracy(bench: Bench, model: nn.Module) -> float:
