@@ -24,11 +24,12 @@ from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.errors import EarlywormError
 from evidence_curves import growth_figure, option_figure, ratio_figure
+from evidence_fade import fade_summary
 from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import varied
 from evidence_settings import among, over_ratios, over_sizes
 from evidence_store import HERE, Stored, grid_file, grid_names, load, store
-from evidence_words import claims_summary, fade_summary, rivals_summary, section
+from evidence_words import claims_summary, rivals_summary, section
 
 TEMPLATE = HERE / "results.md.template"
 DOCUMENTS = HERE.parent / "docs"

@@ -113,16 +113,16 @@ def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
     return "holds" if better else "contradicted" if worse else "not shown"
 
 
-def judged_claims(comparison: Comparison, setting: Setting, method: str) -> list[Judged]:
-    """The claims about a method, by its label, in a setting; none if it or Early Bird is not compared.
+def judged_claims(comparison: Comparison, setting: Setting, method: str, against: str = EARLY_BIRD) -> list[Judged]:
+    """The claims about a method against Early Bird, both by their labels; none if one of them is not compared.
 
     Where all methods spend the same FLOPs, nothing is said about who spends fewer.
     """
     claims = [claim for claim in CLAIMS if comparison.match == "epochs" or claim.quantity != "relative_flops"]
-    of = _summaries(comparison, setting, EARLY_BIRD, (method,), [claim.quantity for claim in claims])
+    of = summaries(comparison, setting, against, (method,), [claim.quantity for claim in claims])
     judged = []
     for claim in claims:
-        ours, theirs = of.get((method, claim.quantity)), of.get((EARLY_BIRD, claim.quantity))
+        ours, theirs = of.get((method, claim.quantity)), of.get((against, claim.quantity))
         if ours is not None and theirs is not None:
             verdict = judge(ours.paired, lower_is_better=quantity(claim.quantity).better == "lower")
             judged.append(Judged(claim, ours, theirs, verdict))
@@ -141,7 +141,7 @@ def rivals(
         methods: The labels of the others; None: all.
     """
     others = comparison.methods if methods is None else methods
-    of = _summaries(comparison, setting, against, others, ["accuracy_final", "relative_flops"])
+    of = summaries(comparison, setting, against, others, ["accuracy_final", "relative_flops"])
     if (against, "accuracy_final") not in of:
         return []
     found = []
@@ -171,10 +171,10 @@ def collapsed(comparison: Comparison, setting: Setting, method: str) -> dict[int
     return found
 
 
-def _summaries(
+def summaries(
     comparison: Comparison, setting: Setting, baseline: str, methods: Sequence[str], names: Sequence[str]
 ) -> dict[tuple[str, str], Summary]:
-    """Some quantities of some methods in one setting, against a baseline among them."""
+    """Some quantities of some methods in one setting, by method and name, against a baseline that counts among them."""
     outcomes = tuple(
         outcome
         for outcome in comparison.outcomes

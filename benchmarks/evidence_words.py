@@ -14,7 +14,6 @@ from evidence_claims import (
     CLAIMS,
     DENSE,
     EARLY_BIRD,
-    FADE,
     WORM,
     Judged,
     Rival,
@@ -39,28 +38,32 @@ _STANDINGS = {
 }
 
 
-_AGAINST_FADE = (EARLY_BIRD, DENSE, "random", "narrow")
+def claims_summary(stored: Sequence[Stored]) -> str:
+    """The claims about WORM against all settings: a table, and how often each holds."""
+    found = {(place,): known_claims(comparison, setting, WORM) for place, comparison, setting in held_out(stored)}
+    return claims_table(["comparison"], found) or "No comparison of WORM with Early Bird is stored yet."
 
 
-def claims_summary(stored: Sequence[Stored], method: str = WORM, name: str = "WORM") -> str:
-    """The claims about a method against all settings: a table, and how often each holds."""
-    verdicts = {
-        place: {judged.claim: judged.verdict for judged in found}
-        for place, comparison, setting in _held_out(stored)
-        if (found := _known_claims(comparison, setting, method))
-    }
+def claims_table(columns: Sequence[str], found: Mapping[tuple[str, ...], Sequence[Judged]]) -> str:
+    """Verdicts on all claims, and how often each holds; nothing if there are none.
+
+    Args:
+        columns: The titles of what tells the rows.
+        found: What was found for each row.
+    """
+    verdicts = {row: {judged.claim: judged.verdict for judged in some} for row, some in found.items() if some}
     if not verdicts:
-        return f"No comparison of {name} with Early Bird is stored yet."
-    rows = [[place, *(_weighed(of.get(claim, "-")) for claim in CLAIMS)] for place, of in verdicts.items()]
+        return ""
+    rows = [[*row, *(weighed(of.get(claim, "-")) for claim in CLAIMS)] for row, of in verdicts.items()]
     lines = [f"*{claim.words}* {_counted(of[claim] for of in verdicts.values() if claim in of)}" for claim in CLAIMS]
-    return markdown(["comparison", *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
+    return markdown([*columns, *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
 
 
 def rivals_summary(stored: Sequence[Stored]) -> str:
     """Final accuracies against Early Bird's in all settings, with shares of FLOPs, and how often each is as good."""
     found = {
         place: {rival.method: rival for rival in some}
-        for place, comparison, setting in _held_out(stored)
+        for place, comparison, setting in held_out(stored)
         if (some := rivals(comparison, setting))
     }
     if not found:
@@ -69,32 +72,9 @@ def rivals_summary(stored: Sequence[Stored]) -> str:
     rows = [[name, *(_standing(of.get(method)) for method in methods)] for name, of in found.items()]
     lines = []
     for method in methods[1:]:
-        told = _standings_counted(of[method].standing for of in found.values() if method in of)
+        told = standings_counted(of[method].standing for of in found.values() if method in of)
         lines += [f"`{method}`: {told}."] if told else []
     return markdown(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
-
-
-def fade_summary(stored: Sequence[Stored]) -> str:
-    """The claims about Fade against all settings, and its final accuracy against the methods that it has to beat."""
-    rows, standings = [], dict[str, list[Standing]]()
-    for place, comparison, setting in _held_out(stored):
-        of = {other: rivals(comparison, setting, other, [FADE])[1:] for other in _AGAINST_FADE}
-        known = {other: some[0] for other, some in of.items() if some and some[0].standing != "no data"}
-        if not known:
-            continue
-        fade = next(iter(known.values()))
-        cells = [_judged_against(known.get(other)) for other in _AGAINST_FADE]
-        rows.append([place, f"{percent(fade.final.mean)} at {_share(fade.flops)}", *cells])
-        for other, rival in known.items():
-            standings.setdefault(other, []).append(rival.standing)
-    parts = [claims_summary(stored, FADE, "Fade")]
-    if rows:
-        columns = ["comparison", f"`{FADE}`", *(f"against `{other}`" for other in _AGAINST_FADE)]
-        parts.append("Its final accuracy, its share of dense training's FLOPs, and differences to others, in points:")
-        parts.append(markdown(columns, rows))
-        told = {other: standings[other] for other in _AGAINST_FADE if other in standings}
-        parts.append(bullets(f"Against `{other}`: {_standings_counted(some)}." for other, some in told.items()))
-    return "\n\n".join(parts)
 
 
 def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:
@@ -143,14 +123,14 @@ def _counted(verdicts: Iterable[Verdict]) -> str:
     )
 
 
-def _standings_counted(standings: Iterable[Standing]) -> str:
+def standings_counted(standings: Iterable[Standing]) -> str:
     """How often a method is better, as good and worse; nothing if that is known of no setting."""
     counts = Counter(standing for standing in standings if standing != "no data")
     told = [f"{standing} in {counts[standing]}" for standing in _STANDINGS if counts[standing]]
     return f"{', '.join(told)} of {counts.total()}" if told else ""
 
 
-def _held_out(stored: Sequence[Stored]) -> Iterator[tuple[str, Comparison, Setting]]:
+def held_out(stored: Sequence[Stored]) -> Iterator[tuple[str, Comparison, Setting]]:
     """All settings with links to their comparisons, but for those on validation splits, which served to choose."""
     for one in stored:
         if not on_validation(one.comparison):
@@ -158,9 +138,9 @@ def _held_out(stored: Sequence[Stored]) -> Iterator[tuple[str, Comparison, Setti
                 yield f"[{_title(one, setting)}](#{one.name})", one.comparison, setting
 
 
-def _known_claims(comparison: Comparison, setting: Setting, method: str) -> list[Judged]:
+def known_claims(comparison: Comparison, setting: Setting, method: str, against: str = EARLY_BIRD) -> list[Judged]:
     """The claims about a method in a setting, if there are data on any of them."""
-    found = judged_claims(comparison, setting, method)
+    found = judged_claims(comparison, setting, method, against)
     return found if any(judged.verdict != "no data" for judged in found) else []
 
 
@@ -173,7 +153,7 @@ def _of_setting(comparison: Comparison, setting: Setting) -> list[str]:
     """What options do, the claims in a setting, then who is as good as Early Bird, and what collapsed."""
     parts = [_over(comparison, setting, option) for option in varied(comparison)]
     for method in CHALLENGERS:
-        if claims := _known_claims(comparison, setting, method):
+        if claims := known_claims(comparison, setting, method):
             both = [f"`{EARLY_BIRD}`", f"`{method}`", f"`{method}` - `{EARLY_BIRD}`"]
             parts.append(markdown(["claim", *both, "seeds better, worse", "verdict"], map(_claim, claims)))
     lines = [*(_truncations(comparison, setting, method) for method in CHALLENGERS)]
@@ -188,7 +168,7 @@ def _over(comparison: Comparison, setting: Setting, option: Varied) -> str:
             f"{point.value:g}",
             point.emerged.removeprefix("epoch "),
             *(percent(None if mean is None else mean.value) for mean in point.course.values()),
-            _share(None if point.flops is None else point.flops.value),
+            share(None if point.flops is None else point.flops.value),
         ]
         for point in at_values(comparison, setting, option)
     ]
@@ -207,10 +187,10 @@ def _truncations(comparison: Comparison, setting: Setting, method: str) -> str:
 
 def _claim(judged: Judged) -> list[str]:
     show, show_difference = _SHOWN[quantity(judged.claim.quantity).unit]
-    paired, difference = judged.ours.paired, _difference(judged.ours, show_difference)
+    paired, difference = judged.ours.paired, with_interval(judged.ours, show_difference)
     seeds = f"{paired.won}, {paired.lost} of {paired.pairs}" if paired else "-"
     of_both = [_mean(summary, show) for summary in (judged.theirs, judged.ours)]
-    return [judged.claim.words, *of_both, difference, seeds, _weighed(judged.verdict)]
+    return [judged.claim.words, *of_both, difference, seeds, weighed(judged.verdict)]
 
 
 def _standings(found: Sequence[Rival]) -> list[str]:
@@ -219,11 +199,11 @@ def _standings(found: Sequence[Rival]) -> list[str]:
         return []
     first, *others = found
     lines = [
-        f"`{first.method}` ends at {percent(first.final.mean)}, for {_share(first.flops)} of dense training's FLOPs."
+        f"`{first.method}` ends at {percent(first.final.mean)}, for {share(first.flops)} of dense training's FLOPs."
     ]
     for standing, words in _STANDINGS.items():
         names = [
-            f"`{rival.method}` ({_difference(rival.final, _points)}; {_share(rival.flops)})"
+            f"`{rival.method}` ({with_interval(rival.final, in_points)}; {share(rival.flops)})"
             for rival in others
             if rival.standing == standing
         ]
@@ -271,11 +251,7 @@ def _against_dense(rival: Rival | None) -> str:
         return "-"
     if rival.final.paired is None:
         return percent(rival.final.mean)
-    return f"{percent(rival.final.mean)}: {rival.standing} ({_difference(rival.final, _points)})"
-
-
-def _judged_against(rival: Rival | None) -> str:
-    return "-" if rival is None else f"{_weighed(rival.standing)} ({_difference(rival.final, _points)})"
+    return f"{percent(rival.final.mean)}: {rival.standing} ({with_interval(rival.final, in_points)})"
 
 
 def _rankings(comparison: Comparison) -> list[str]:
@@ -295,11 +271,11 @@ def _pictures(figures: Sequence[tuple[str, Setting | None, str]], of: Setting | 
 def _standing(rival: Rival | None) -> str:
     if rival is None or rival.standing == "no data":
         known = rival is not None and rival.final.mean is not None
-        return f"{percent(rival.final.mean)} at {_share(rival.flops)}" if known else "-"
-    return f"{_weighed(rival.standing)} at {_share(rival.flops)}"
+        return f"{percent(rival.final.mean)} at {share(rival.flops)}" if known else "-"
+    return f"{weighed(rival.standing)} at {share(rival.flops)}"
 
 
-def _weighed(verdict: str) -> str:
+def weighed(verdict: str) -> str:
     """Bold, if it says anything."""
     return f"**{verdict}**" if verdict in ("holds", "contradicted", "better", "worse") else verdict
 
@@ -310,7 +286,8 @@ def _mean(summary: Summary, show: Callable[[float], str]) -> str:
     return "-" if summary.mean is None else show(summary.mean)
 
 
-def _difference(summary: Summary, show: Callable[[float], str]) -> str:
+def with_interval(summary: Summary, show: Callable[[float], str]) -> str:
+    """The difference to the baseline and its interval; a dash if there is none."""
     paired = summary.paired
     if paired is None or paired.difference is None:
         return "-"
@@ -318,11 +295,12 @@ def _difference(summary: Summary, show: Callable[[float], str]) -> str:
     return show(paired.difference) + (f" [{show(interval[0])}, {show(interval[1])}]" if interval else "")
 
 
-def _share(flops: float | None) -> str:
+def share(flops: float | None) -> str:
+    """A share of something, in whole percents; a dash for what there is not."""
     return "-" if flops is None else f"{flops:.0%}"
 
 
-def _points(difference: float) -> str:
+def in_points(difference: float) -> str:
     """A difference in percentage points, with a digit more where it would seem to be 0."""
     return points(difference) if abs(difference) >= 0.0005 or not difference else f"{100 * difference:+.2f}"
 
@@ -334,7 +312,7 @@ def _signed_si(value: float) -> str:
 _SHOWN: dict[Unit, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "epochs": ("{:.3g}".format, "{:+.3g}".format),
     "FLOPs": (si, _signed_si),
-    "fraction": (percent, _points),
-    "ratio": (percent, _points),
+    "fraction": (percent, in_points),
+    "ratio": (percent, in_points),
 }
 """How a quantity is written, and a difference of two."""

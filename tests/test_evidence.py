@@ -21,11 +21,12 @@ from earlyworm.reporting.method_styles import method_styles
 from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
 from evidence_curves import growth_figure, option_figure, ratio_figure
 from evidence_drawing import looks, new_axes, new_figure, part_ticks, spread_apart, two_ticks
+from evidence_fade import fade_summary, variants
 from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import at_values, by_decades, varied
 from evidence_settings import accuracy_of, among, over_ratios, over_sizes
 from evidence_store import Stored, about, load, small, store
-from evidence_words import claims_summary, fade_summary, rivals_summary, section
+from evidence_words import claims_summary, rivals_summary, section
 
 SEEDS = range(5)
 DOCS = Path(__file__).parent.parent / "docs"
@@ -421,18 +422,70 @@ def test_the_summary_counts_what_holds():
     assert "- `narrow`: worse in 1, too few seeds in 1 of 2." in text
 
 
+def table_with(text: str, column: str) -> list[dict[str, str]]:
+    """The rows of the table in a text that has this column."""
+    (found,) = [part.splitlines() for part in text.split("\n\n") if f"| {column} |" in part]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in found]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
 def test_what_fade_changes_is_summed_up():
     text = fade_summary([stored("four", WITH_FADE), stored("without", COMPARISON)])
-    assert "| [four](#four) | **holds** | **holds** | **holds** |" in text
-    assert (
-        "| comparison | `fade` | against `early-bird` | against `dense` | against `random` | against `narrow` |" in text
-    )
-    ((_, fade, *others),) = [line.strip("| ").split(" | ") for line in text.splitlines() if "%" in line]
-    assert fade == "96.1% at 57%"
-    assert [other.partition(" (")[0] for other in others] == ["**better**", "**better**", "-", "**better**"]
-    assert re.fullmatch(r"\*\*better\*\* \(\+3\.0 \[\+\d\.\d, \+\d\.\d\]\)", others[0])
-    assert text.endswith("- Against `dense`: better in 1 of 1.\n- Against `narrow`: better in 1 of 1.")
+    assert "| [four](#four) | `fade` | **holds** | **holds** | **holds** |" in text
+    (cost,) = table_with(text, "emerged at epoch")
+    assert cost["emerged at epoch"] == "10"
+    assert cost["search FLOPs of Early Bird's"] == "83% [83%, 83%]"
+    assert cost["points lost at the cut"] == "6.0 (Early Bird 45.2)"
+    assert cost["all FLOPs of dense training's"] == "57% [57%, 57%]"
+    (end,) = table_with(text, "final")
+    assert end["final"] == "96.1%"
+    assert re.fullmatch(r"\*\*better\*\* \(\+3\.0 \[\+\d\.\d, \+\d\.\d\]\)", end["against `early-bird`"])
+    assert (end["against `random`"], end["against Early Bird made as quick"]) == ("-", "-")
+    for words in (
+        "At most a third of Early Bird's FLOPs of the search: in 0 of 1.",
+        "No more than half a point below dense training at the end: in 1 of 1.",
+        "Final accuracy against `narrow`: better in 1 of 1.",
+    ):
+        assert f"- {words}" in text
+    assert "against `random`:" not in text
     assert "[without]" not in text
+
+
+def test_fade_is_compared_with_early_bird_under_the_same_floor():
+    cells = [*several(), *(faded(seed) for seed in SEEDS)]
+    for label, options in {
+        "early-bird:min_units=0.25": {"final": 0.97, "epoch": 20.0},
+        "early-bird:min_units=0.25,check_every=0.5": {"final": 0.5},
+        "early-bird:epsilon=0.3": {"final": 0.99},
+    }.items():
+        cells += [outcome_of(made_up("early-bird", seed, **options), label) for seed in SEEDS]
+    for label in ("fade:min_units=0.25", "fade:check_every=0.5,min_units=0.25,shrink=true"):
+        cells += [faded(seed, label, epoch=5.0) for seed in SEEDS]
+    some = [stored("floors", comparison_of(*cells))]
+    assert {v.label: v.early_bird for v in variants(some)} == {
+        "fade": "early-bird",
+        "fade:min_units=0.25": "early-bird:min_units=0.25",
+        "fade:check_every=0.5,min_units=0.25,shrink=true": "early-bird:min_units=0.25",
+    }
+    text = fade_summary(some)
+    assert [row["search FLOPs of Early Bird's"] for row in table_with(text, "emerged at epoch")] == [
+        "83% [83%, 83%]", "25% [25%, 25%]", "25% [25%, 25%]",
+    ]  # fmt: skip
+    ends = table_with(text, "final")
+    assert [row["against `early-bird`"].partition(" (")[0] for row in ends] == ["**better**", "**worse**", "**worse**"]
+    quick = [row["against Early Bird made as quick"].partition(" (")[0] for row in ends]
+    assert quick == ["**worse**", "-", "**better**"]
+    assert "- At most a third of Early Bird's FLOPs of the search: in 2 of 3." in text
+
+
+def test_what_early_bird_had_spent_without_emergence_bounds_its_cost():
+    cells = [made_up("early-bird", seed, epoch=None if seed < 2 else 12.0) for seed in SEEDS]
+    text = fade_summary([stored("late", comparison_of(*cells, *(faded(seed, epoch=3.0) for seed in SEEDS)))])
+    (cost,) = table_with(text, "emerged at epoch")
+    assert re.fullmatch(r"at most \d\d% \[\d\d%, \d\d%\]", cost["search FLOPs of Early Bird's"])
+    late = [faded(seed, epoch=None) for seed in SEEDS]
+    (cost,) = table_with(fade_summary([stored("never", comparison_of(*several(), *late))]), "emerged at epoch")
+    assert (cost["emerged at epoch"], cost["search FLOPs of Early Bird's"]) == ("0 of 5 emerged", "-")
 
 
 @pytest.mark.parametrize("comparison", [COMPARISON, TUNED, comparison_of(*several(), undone("fade", 0))])

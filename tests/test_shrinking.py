@@ -414,7 +414,8 @@ def test_an_earlier_state_is_for_a_dense_model(uninterrupted):
         go(model, optimizer, search, 4, 10)
         assert search.cut
         history = list(search.history)
-        for state in (earlier, {**search.state_dict(), "left": torch.full_like(earlier["masks"][0], 1)}):
+        dense = ew.Mask.from_groups({name: torch.ones(size) for name, size in search.units.sizes.items()})
+        for state in (earlier, {**search.state_dict(), "left": dense.bits}):
             with pytest.raises(ew.SearchError, match="other units were cut out of the model than the state says"):
                 search.load_state_dict(state)
         assert search.history == history

@@ -316,10 +316,10 @@ class TicketSearch:
         self._flops += mask.units * (len(self._distances) + 4)
 
     def _chi(self, newest: float | None) -> float:
-        """Chi after the newest check; a window that is not yet full counts as distance 1, as in the papers' code."""
+        """Chi after the newest check; before the window is full, the distance counts as 1, as in the papers' code."""
         if self.truncation is None:
             return 1.0
-        full = self.emergence.window - 1
+        full = math.ceil((self.emergence.window - 1) * getattr(self.truncation, "window_part", 1.0))
         means = [*(check.distance_mean for check in self.history), newest]
         chi = self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
         if not 0 <= chi <= 1:

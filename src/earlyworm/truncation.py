@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ class Truncation(Protocol):
     """A schedule of chi.
 
     `static` says which units it acts on: those that the newest mask removes, or every mask. A schedule that has a
-    `half_life` too, in epochs, lets these units fade while chi is below 1.
+    `half_life` too, in epochs, lets these units fade while chi is below 1. One that has a `window_part` is told
+    distances from when this part of the window is full, in (0, 1], and not only from when all of it is.
     """
 
     @property
@@ -30,8 +31,8 @@ class Truncation(Protocol):
         """Chi from the newest check on.
 
         Args:
-            distances: The mean mask distance at every check so far, newest last, each in [0, 1]; 1 while the window
-                was not yet full.
+            distances: The mean mask distance at every check so far, newest last, each in [0, 1]; 1 while the window,
+                or the part of it that the schedule asks for, was not yet full.
         """
 
 
@@ -116,12 +117,16 @@ class Fade:
     shrinking is decoupled from gradients and learning rate, as weight decay is in AdamW: after every optimizer step,
     all that masking the unit would zero is multiplied by `0.5 ** (1 / (half_life * steps per epoch))`.
 
+    It starts at the first check at which a quarter of the window is full and the mean distance is below the trigger. To
+    wait for all of it, as WORM does, would leave no time to fade where masks settle at once, as in fine-tuning.
+
     Attributes:
         trigger: The mean distance below which it starts, in [0, 1]; it goes on from then on.
         half_life: Epochs in which static units shrink to a half, above 0; a twelfth of what the window spans lets them
             fade to less than a thousandth before they are cut out, whatever their scale was.
         chi: What gradients of static units are multiplied by from then on, in [0, 1).
         static: Which units are static. A unit that is static no more is left as it is.
+        window_part: How much of the window must be full before distances count.
 
     Example:
         >>> Fade(trigger=0.3).chi_after([1.0, 0.4])
@@ -134,6 +139,7 @@ class Fade:
     half_life: float = 1 / 3
     chi: float = 0.0
     static: Static = "latest"
+    window_part: ClassVar[float] = 0.25
 
     def __post_init__(self) -> None:
         _check("trigger", self.trigger)

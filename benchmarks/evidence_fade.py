@@ -1,0 +1,219 @@
+"""What Fade and its variants come to in every setting: the claims, what tickets cost, and where training ends."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.grid_methods import GridMethod
+from earlyworm.comparisons.statistics import Paired, Summary, compare_paired
+from earlyworm.errors import ConfigError
+from earlyworm.reporting.formats import percent
+from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, STANDINGS, judge, summaries
+from evidence_store import Stored
+from evidence_words import (
+    bullets,
+    claims_table,
+    held_out,
+    in_points,
+    known_claims,
+    share,
+    standings_counted,
+    weighed,
+    with_interval,
+)
+from tables import markdown
+
+RIVALS = (EARLY_BIRD, DENSE, "random", "narrow")
+QUICK = ("check_every", "span", "epsilon")
+"""Options that make a ticket emerge sooner, whatever the method."""
+
+
+class Variant(NamedTuple):
+    """Fade with certain options in a setting: its label, and that of Early Bird with the same floor under layers."""
+
+    place: str
+    comparison: Comparison
+    setting: Setting
+    label: str
+    early_bird: str
+
+    def against(self, rival: str, name: str) -> Summary | None:
+        """A quantity against that of a rival; None if there is nothing to compare."""
+        other = self.early_bird if rival == EARLY_BIRD else rival
+        of = summaries(self.comparison, self.setting, other, (self.label,), [name])
+        ours = of.get((self.label, name))
+        return ours if ours is not None and ours.paired is not None and ours.paired.pairs else None
+
+    def share_of(self, rival: str, name: str) -> tuple[Paired, bool] | None:
+        """A cost as a share of that of a rival, and whether it may be less; None if that is unknown.
+
+        What the rival had spent when its search ended without emergence counts as its cost: it would have been more.
+        """
+        other = self.early_bird if rival == EARLY_BIRD else rival
+        of = summaries(self.comparison, self.setting, other, (self.label,), [name])
+        ours, theirs = of.get((self.label, name)), of.get((other, name))
+        if ours is None or theirs is None or ours.censored:
+            return None
+        known = {seed: replace(reading, censored=False) for seed, reading in theirs.values.items()}
+        paired = compare_paired(ours.values, known, lower_is_better=True)
+        return None if paired.ratio is None else (paired, bool(theirs.censored))
+
+
+def fade_summary(stored: Sequence[Stored]) -> str:
+    """The claims about Fade, what its tickets cost, where it ends, and how often it does what it is for."""
+    found = [*variants(stored)]
+    claims = {(v.place, f"`{v.label}`"): known_claims(v.comparison, v.setting, v.label, v.early_bird) for v in found}
+    table = claims_table(["comparison", "method"], claims)
+    if not table:
+        return "No comparison of Fade with Early Bird is stored yet."
+    costs = markdown(["comparison", "method", *(column for column, _ in _COSTS)], (_row(v, _COSTS) for v in found))
+    ends = [("final", _final), *((f"against `{rival}`", _ending(rival)) for rival in RIVALS)]
+    ends.append(("against Early Bird made as quick", _against_quick))
+    final = markdown(["comparison", "method", *(column for column, _ in ends)], (_row(v, ends) for v in found))
+    return "\n\n".join([
+        table,
+        "What tickets cost, with 95% intervals:", costs,
+        "Final accuracy, and differences to others in points:", final,
+        bullets(_reached(found)),
+    ])  # fmt: skip
+
+
+def variants(stored: Sequence[Stored]) -> Iterator[Variant]:
+    """Fade with all options with which it has results on held-out examples, and Early Bird has too."""
+    for place, comparison, setting in held_out(stored):
+        options = {label: of for label in comparison.methods if (of := _options(label)) is not None}
+        for label, (method, of) in options.items():
+            if method != FADE or not comparison.results(setting, label):
+                continue
+            floor = {name: value for name, value in of.items() if name == "min_units"}
+            twin = _labelled(options, EARLY_BIRD, floor) or EARLY_BIRD
+            if comparison.results(setting, twin):
+                yield Variant(place, comparison, setting, label, twin)
+
+
+def _options(label: str) -> tuple[str, dict[str, object]] | None:
+    """The method and the options of a label; None of a name of its own."""
+    try:
+        parsed = GridMethod.parse(label)
+    except ConfigError:
+        return None
+    return parsed.method, dict(parsed.options)
+
+
+def _labelled(
+    options: Mapping[str, tuple[str, dict[str, object]]], method: str, wanted: Mapping[str, object]
+) -> str | None:
+    """The label of a method with exactly these options."""
+    return next((label for label, of in options.items() if of == (method, dict(wanted))), None)
+
+
+Cell = Callable[[Variant], str]
+
+
+def _row(variant: Variant, columns: Iterable[tuple[str, Cell]]) -> list[str]:
+    return [variant.place, f"`{variant.label}`", *(cell(variant) for _, cell in columns)]
+
+
+def _epoch(variant: Variant) -> str:
+    summary = variant.against(EARLY_BIRD, "emergence_epoch")
+    if summary is None or summary.mean is None:
+        return "-" if summary is None else f"{summary.n - summary.censored} of {summary.n} emerged"
+    return f"{summary.mean:.3g}"
+
+
+def _cost(rival: str, name: str) -> Cell:
+    def cell(variant: Variant) -> str:
+        of = variant.share_of(rival, name)
+        if of is None:
+            return "-"
+        paired, at_most = of
+        interval = paired.ratio_interval
+        told = share(paired.ratio) + (f" [{share(interval[0])}, {share(interval[1])}]" if interval else "")
+        return f"at most {told}" if at_most else told
+
+    return cell
+
+
+def _drop(variant: Variant) -> str:
+    def mean(label: str) -> str:
+        of = summaries(variant.comparison, variant.setting, label, (), ["accuracy_drop"])
+        summary = of.get((label, "accuracy_drop"))
+        return "-" if summary is None or summary.mean is None else f"{100 * summary.mean:.1f}"
+
+    return f"{mean(variant.label)} (Early Bird {mean(variant.early_bird)})"
+
+
+_COSTS: tuple[tuple[str, Cell], ...] = (
+    ("emerged at epoch", _epoch),
+    ("search FLOPs of Early Bird's", _cost(EARLY_BIRD, "emergence_flops")),
+    ("points lost at the cut", _drop),
+    ("all FLOPs of dense training's", _cost(DENSE, "total_flops")),
+    ("all seconds of dense training's", _cost(DENSE, "total_seconds")),
+)
+
+
+def _final(variant: Variant) -> str:
+    summary = variant.against(EARLY_BIRD, "accuracy_final")
+    return "-" if summary is None else percent(summary.mean)
+
+
+def _ending(rival: str) -> Cell:
+    def cell(variant: Variant) -> str:
+        summary = variant.against(rival, "accuracy_final")
+        if summary is None:
+            return "-"
+        standing = STANDINGS[judge(summary.paired, lower_is_better=False)]
+        return f"{weighed(standing)} ({with_interval(summary, in_points)})"
+
+    return cell
+
+
+def _against_quick(variant: Variant) -> str:
+    """Against Early Bird with the same interval and span; where these are the usual ones, with a higher epsilon."""
+    options = {label: of for label in variant.comparison.methods if (of := _options(label)) is not None}
+    mine = {name: value for name, value in options[variant.label][1].items() if name != "shrink"}
+    wanted = mine if any(name in QUICK for name in mine) else {**mine, "epsilon": 0.3}
+    label = _labelled(options, EARLY_BIRD, wanted)
+    return "-" if label is None else _ending(label)(variant)
+
+
+def _reached(found: Sequence[Variant]) -> list[str]:
+    """How often tickets and training are as cheap, and the end as good, as they are meant to be: by interval."""
+
+    def counted(words: str, holds: Callable[[Variant], bool | None]) -> str:
+        known = [reached for variant in found if (reached := holds(variant)) is not None]
+        return f"{words}: in {sum(known)} of {len(known)}."
+
+    def cost(rival: str, name: str, bound: float) -> Callable[[Variant], bool | None]:
+        def holds(variant: Variant) -> bool | None:
+            of = variant.share_of(rival, name)
+            if of is None or of[0].pairs < FEWEST_PAIRS or of[0].ratio_interval is None:
+                return None
+            return of[0].ratio_interval[1] <= bound
+
+        return holds
+
+    def end(rival: str, least: float) -> Callable[[Variant], bool | None]:
+        def holds(variant: Variant) -> bool | None:
+            summary = variant.against(rival, "accuracy_final")
+            paired = None if summary is None else summary.paired
+            if paired is None or paired.pairs < FEWEST_PAIRS or paired.difference_interval is None:
+                return None
+            return paired.difference_interval[0] > least
+
+        return holds
+
+    def standing(rival: str) -> str:
+        some = [v.against(rival, "accuracy_final") for v in found]
+        told = [STANDINGS[judge(s.paired, lower_is_better=False)] for s in some if s is not None]
+        return f"Final accuracy against `{rival}`: {standings_counted(told)}."
+
+    return [
+        counted("At most a third of Early Bird's FLOPs of the search", cost(EARLY_BIRD, "emergence_flops", 1 / 3)),
+        counted("At most half of dense training's FLOPs", cost(DENSE, "total_flops", 0.5)),
+        counted("At most half of dense training's seconds", cost(DENSE, "total_seconds", 0.5)),
+        counted("No more than half a point below Early Bird at the end", end(EARLY_BIRD, -0.005)),
+        counted("No more than half a point below dense training at the end", end(DENSE, -0.005)),
+        *(standing(rival) for rival in RIVALS if any(v.against(rival, "accuracy_final") for v in found)),
+    ]
