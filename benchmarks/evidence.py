@@ -2,7 +2,7 @@
 
     python benchmarks/evidence.py run [NAME ...] [--jobs N]   # hours; stop and go on as you like
     python benchmarks/evidence.py store [NAME ...]            # what there is of comparisons that were not finished
-    python benchmarks/evidence.py write                       # from the stored results alone
+    python benchmarks/evidence.py write                       # from the stored results alone; the README's table too
 
 `run` does `earlyworm compare --grid benchmarks/comparisons/NAME.toml` (without a name, of every file there) in the
 current directory, where data/ has the parquet files of the data sets as on the Hugging Face Hub, models/ the sentence
@@ -27,12 +27,14 @@ from evidence_curves import growth_figure, option_figure, ratio_figure
 from evidence_fade import fade_summary
 from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import varied
+from evidence_overview import overview, with_overview
 from evidence_settings import among, over_ratios, over_sizes
 from evidence_store import HERE, Stored, grid_file, grid_names, load, store
 from evidence_words import claims_summary, rivals_summary, section
 
 TEMPLATE = HERE / "results.md.template"
 DOCUMENTS = HERE.parent / "docs"
+README = HERE.parent / "README.md"
 INTERRUPTED = 130  # the exit status of the command after Ctrl-C
 
 _OF_A_SETTING: dict[str, tuple[Callable[[Comparison, Setting], str | None], str]] = {
@@ -97,15 +99,16 @@ def written(stored: Sequence[Stored]) -> dict[str, str]:
     return {"results.md": text, **files}
 
 
-def write(stored: Sequence[Stored], folder: Path = DOCUMENTS) -> None:
-    """Write the document and its figures; figures of former comparisons are removed."""
-    files = written(stored)
+def write(stored: Sequence[Stored], folder: Path = DOCUMENTS, readme: Path = README) -> None:
+    """Write the document, its figures, and the table of the README; figures of former comparisons are removed."""
+    files, table = written(stored), with_overview(readme.read_text(encoding="utf-8"), overview(stored))
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for old in (folder / "figures").glob("*.svg"):
         if f"figures/{old.name}" not in files:
             old.unlink()
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+    readme.write_text(table, encoding="utf-8")
 
 
 def run(name: str, jobs: int | None) -> int:

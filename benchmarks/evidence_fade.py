@@ -1,13 +1,12 @@
 """What Fade and its variants come to in every setting: the claims, what tickets cost, and where training ends."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from earlyworm.comparisons.comparison import Comparison, Setting
-from earlyworm.comparisons.grid_methods import GridMethod
 from earlyworm.comparisons.statistics import Paired, Summary, compare_paired
-from earlyworm.errors import ConfigError
+from earlyworm.experiments.config import RunConfig
 from earlyworm.reporting.formats import percent
 from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, STANDINGS, judge, summaries
 from evidence_store import Stored
@@ -25,8 +24,6 @@ from evidence_words import (
 from tables import markdown
 
 RIVALS = (EARLY_BIRD, DENSE, "random", "narrow")
-QUICK = ("check_every", "span", "epsilon")
-"""Options that make a ticket emerge sooner, whatever the method."""
 
 
 class Variant(NamedTuple):
@@ -82,30 +79,20 @@ def fade_summary(stored: Sequence[Stored]) -> str:
 def variants(stored: Sequence[Stored]) -> Iterator[Variant]:
     """Fade with all options with which it has results on held-out examples, and Early Bird has too."""
     for place, comparison, setting in held_out(stored):
-        options = {label: of for label in comparison.methods if (of := _options(label)) is not None}
-        for label, (method, of) in options.items():
-            if method != FADE or not comparison.results(setting, label):
+        configs = configs_of(comparison, setting)
+        for label, config in configs.items():
+            if config.method != FADE:
                 continue
-            floor = {name: value for name, value in of.items() if name == "min_units"}
-            twin = _labelled(options, EARLY_BIRD, floor) or EARLY_BIRD
-            if comparison.results(setting, twin):
-                yield Variant(place, comparison, setting, label, twin)
+            floor = config.min_units
+            twins = [other for other, of in configs.items() if of.method == EARLY_BIRD and of.min_units == floor]
+            if twins:  # the first is the one with the fewest options, as grids have it
+                yield Variant(place, comparison, setting, label, twins[0])
 
 
-def _options(label: str) -> tuple[str, dict[str, object]] | None:
-    """The method and the options of a label; None of a name of its own."""
-    try:
-        parsed = GridMethod.parse(label)
-    except ConfigError:
-        return None
-    return parsed.method, dict(parsed.options)
-
-
-def _labelled(
-    options: Mapping[str, tuple[str, dict[str, object]]], method: str, wanted: Mapping[str, object]
-) -> str | None:
-    """The label of a method with exactly these options."""
-    return next((label for label, of in options.items() if of == (method, dict(wanted))), None)
+def configs_of(comparison: Comparison, setting: Setting) -> dict[str, RunConfig]:
+    """The settings of a run of every method that has results, by its label."""
+    done = {label: [*comparison.results(setting, label).values()] for label in comparison.methods}
+    return {label: results[0].config for label, results in done.items() if results}
 
 
 Cell = Callable[[Variant], str]
@@ -170,12 +157,23 @@ def _ending(rival: str) -> Cell:
 
 
 def _against_quick(variant: Variant) -> str:
-    """Against Early Bird with the same interval and span; where these are the usual ones, with a higher epsilon."""
-    options = {label: of for label in variant.comparison.methods if (of := _options(label)) is not None}
-    mine = {name: value for name, value in options[variant.label][1].items() if name != "shrink"}
-    wanted = mine if any(name in QUICK for name in mine) else {**mine, "epsilon": 0.3}
-    label = _labelled(options, EARLY_BIRD, wanted)
-    return "-" if label is None else _ending(label)(variant)
+    """Against Early Bird with the same interval and window; where these are its usual ones, with a higher epsilon."""
+    configs = configs_of(variant.comparison, variant.setting)
+    mine, usual = configs[variant.label], configs[variant.early_bird]
+    as_quick = [
+        label
+        for label, other in configs.items()
+        if other.method == EARLY_BIRD
+        and other.min_units == mine.min_units
+        and _watched(other) == _watched(mine)
+        and (_watched(mine) != _watched(usual) or other.epsilon > usual.epsilon)
+    ]
+    return _ending(as_quick[0])(variant) if as_quick else "-"
+
+
+def _watched(config: RunConfig) -> tuple[float, int]:
+    """The interval between checks and the window."""
+    return config.check_every, config.emergence.window
 
 
 def _reached(found: Sequence[Variant]) -> list[str]:

@@ -24,6 +24,7 @@ from evidence_drawing import looks, new_axes, new_figure, part_ticks, spread_apa
 from evidence_fade import fade_summary, variants
 from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import at_values, by_decades, varied
+from evidence_overview import overview, with_overview
 from evidence_settings import accuracy_of, among, over_ratios, over_sizes
 from evidence_store import Stored, about, load, small, store
 from evidence_words import claims_summary, rivals_summary, section
@@ -453,20 +454,19 @@ def test_what_fade_changes_is_summed_up():
 
 def test_fade_is_compared_with_early_bird_under_the_same_floor():
     cells = [*several(), *(faded(seed) for seed in SEEDS)]
+    floor = {"min_units": 0.25}
     for label, options in {
-        "early-bird:min_units=0.25": {"final": 0.97, "epoch": 20.0},
-        "early-bird:min_units=0.25,check_every=0.5": {"final": 0.5},
-        "early-bird:epsilon=0.3": {"final": 0.99},
+        "guarded": {"final": 0.97, "epoch": 20.0, **floor},
+        "guarded and quick": {"final": 0.5, "check_every": 0.5, **floor},
+        "early-bird:epsilon=0.3": {"final": 0.99, "epsilon": 0.3},
     }.items():
         cells += [outcome_of(made_up("early-bird", seed, **options), label) for seed in SEEDS]
-    for label in ("fade:min_units=0.25", "fade:check_every=0.5,min_units=0.25,shrink=true"):
-        cells += [faded(seed, label, epoch=5.0) for seed in SEEDS]
+    for label, options in {"fade-guarded": floor, "fade-quick": {"check_every": 0.5, "shrink": True, **floor}}.items():
+        cells += [faded(seed, label, epoch=5.0, **options) for seed in SEEDS]
     some = [stored("floors", comparison_of(*cells))]
     assert {v.label: v.early_bird for v in variants(some)} == {
-        "fade": "early-bird",
-        "fade:min_units=0.25": "early-bird:min_units=0.25",
-        "fade:check_every=0.5,min_units=0.25,shrink=true": "early-bird:min_units=0.25",
-    }
+        "fade": "early-bird", "fade-guarded": "guarded", "fade-quick": "guarded",
+    }  # fmt: skip
     text = fade_summary(some)
     assert [row["search FLOPs of Early Bird's"] for row in table_with(text, "emerged at epoch")] == [
         "83% [83%, 83%]", "25% [25%, 25%]", "25% [25%, 25%]",
@@ -681,7 +681,8 @@ def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):
     both = [stored("digits", COMPARISON), stored("r", comparison_of(*several(0.3), *several(0.5)))]
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "former.svg").write_text("")
-    evidence.write(both, tmp_path)
+    (tmp_path / "README.md").write_text(MARKED)
+    evidence.write(both, tmp_path, tmp_path / "README.md")
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {
@@ -689,12 +690,36 @@ def test_what_is_written_links_to_all_figures_and_former_ones_go(tmp_path):
         *(f"r-ratio{ratio}-{kind}.svg" for ratio in (0.3, 0.5) for kind in ("cost", "emergence", "course")),
     }  # fmt: skip
     assert set(re.findall(r"\(figures/([^)]+)\)", (tmp_path / "results.md").read_text())) == drawn
-    evidence.write(both, tmp_path)
+    evidence.write(both, tmp_path, tmp_path / "README.md")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == first
+
+
+MARKED = "Before.\n<!-- measured: start -->\nold\n<!-- measured: end -->\nAfter.\n"
+
+
+def test_the_table_of_the_readme_shows_each_setting_once():
+    sooner = [faded(seed, "twice as often", check_every=0.5, window=3, final=0.9) for seed in SEEDS]
+    nothing = [faded(seed, epoch=None) for seed in SEEDS[:2]] + [faded(seed) for seed in SEEDS[2:]]
+    text = with_overview(MARKED, overview([
+        stored("four", comparison_of(*several(), *several(0.3), *(faded(seed) for seed in SEEDS), *sooner)),
+        stored("some", comparison_of(*several(), *nothing)),
+        stored("tuned", TUNED), stored("without", COMPARISON),
+    ]))  # fmt: skip
+    assert text.startswith("Before.\n<!-- measured: start -->\n| setting |")
+    assert text.endswith("|\n<!-- measured: end -->\nAfter.\n")
+    first, second = (line.strip("| ").split(" | ") for line in text.splitlines() if "results.md" in line)
+    assert first == [
+        "[four](docs/results.md#four)", "95.1%", "-", "92.1% at 35%", "93.1% at 61% (50.8%)", "93.1% at 53% (51.2%)",
+        "96.1% at 57% (90.0%)", "90.0% at 57% (90.0%)",
+    ]  # fmt: skip
+    assert second[-2:] == ["3 of 5 emerged", "-"]
+    assert with_overview(text, overview([])) == MARKED.replace("old", "No comparison with Fade is stored yet.")
 
 
 def test_what_is_committed_is_what_the_command_writes():
     files = evidence.written(load())
+    readme = evidence.README.read_text(encoding="utf-8")
+    assert with_overview(readme, overview(load())) == readme, "run python benchmarks/evidence.py write"
     different = [name for name, text in files.items() if (DOCS / name).read_text(encoding="utf-8") != text]
     assert not different, f"run python benchmarks/evidence.py write, for these are older: {different}"
     assert {f"figures/{path.name}" for path in (DOCS / "figures").iterdir()} == set(files) - {"results.md"}

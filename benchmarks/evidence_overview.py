@@ -1,0 +1,79 @@
+"""The table of the README: where methods end in every setting, for how much training, and where the cut leaves them."""
+
+from collections.abc import Sequence
+
+from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.experiments.config import RunConfig
+from earlyworm.reporting.formats import percent
+from evidence_claims import DENSE, EARLY_BIRD, FADE, WORM, mean_over
+from evidence_fade import configs_of
+from evidence_settings import among, on_validation
+from evidence_store import Stored
+from evidence_words import share
+from tables import markdown
+
+RATIO = 0.5  # of other pruning ratios, docs/results.md tells
+METHODS = {
+    DENSE: "dense", "random": "random ticket", "narrow": "narrower network", EARLY_BIRD: "Early Bird", WORM: "WORM",
+    FADE: "Fade", "sooner": "Fade, shorter window",
+}  # fmt: skip
+
+
+def overview(stored: Sequence[Stored]) -> str:
+    """Where methods end, in every setting on held-out examples in which Fade is compared with Early Bird."""
+    rows = [
+        _row(one, setting)
+        for one in stored
+        if not on_validation(one.comparison)
+        for setting in one.comparison.settings
+        if setting.ratio == RATIO and {FADE, EARLY_BIRD} <= {*_labels(one.comparison, setting)}
+    ]
+    return markdown(["setting", *METHODS.values()], rows) if rows else "No comparison with Fade is stored yet."
+
+
+def with_overview(text: str, table: str) -> str:
+    """The text of the README with this table in place of the one between its marks."""
+    start, end = (f"<!-- measured: {where} -->" for where in ("start", "end"))
+    before, _, rest = text.partition(start)
+    old, _, after = rest.partition(end)
+    assert old, f"the README must have {start} and {end}"
+    return f"{before}{start}\n{table}\n{end}{after}"
+
+
+def _row(one: Stored, setting: Setting) -> list[str]:
+    labels = _labels(one.comparison, setting)
+    told = [f"{value}" for name, value in among(one.comparison, setting).items() if name != "ratio"]
+    place = " ".join([f"[{one.name}](docs/results.md#{one.name})", *told])
+    return [place, *(_cell(one.comparison, setting, labels.get(method)) for method in METHODS)]
+
+
+def _labels(comparison: Comparison, setting: Setting) -> dict[str, str]:
+    """The label of each method: the plain one, with the comparison's own settings; of Fade also the quickest one."""
+    configs = configs_of(comparison, setting)
+    found = {method: method for method in METHODS if method in configs}
+    if FADE in found:
+        sooner = [label for label, config in configs.items() if config.method == FADE and not config.shrink]
+        quickest = min(sooner, key=lambda label: _span(configs[label]))
+        if _span(configs[quickest]) < _span(configs[FADE]):
+            found["sooner"] = quickest
+    return found
+
+
+def _span(config: RunConfig) -> float:
+    """Epochs from the oldest to the newest mask of the window."""
+    return (config.emergence.window - 1) * config.check_every
+
+
+def _cell(comparison: Comparison, setting: Setting, label: str | None) -> str:
+    """Final accuracy, share of dense training's FLOPs, and accuracy right after the cut, on average over seeds."""
+    if label is None:
+        return "-"
+    results = comparison.results(setting, label).values()
+    if missing := sum(result.ticket is None for result in results):
+        return f"{len(results) - missing} of {len(results)} emerged"
+    means = [mean_over(results, name) for name in ("accuracy_final", "relative_flops", "accuracy_pruned")]
+    final, flops, pruned = (None if mean is None else mean.value for mean in means)
+    if label == DENSE:
+        return percent(final)
+    told = f"{percent(final)} at {share(flops)}"
+    return told if label in ("random", "narrow") else f"{told} ({percent(pruned)})"
