@@ -4,11 +4,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from earlyworm import ConfigError, Mask, SearchError, make_mask, mask_distance
-from earlyworm.ratios import fewest_units
+from earlyworm.ratios import fewest_per_group, fewest_units
 
 
 def mask_of(scores, ratio, min_units=1):
@@ -277,6 +277,35 @@ def test_a_fraction_of_every_group_stays():
     assert [int(kept.sum()) for kept in make_mask(scores, 0.5).kept.values()] == [9, 1]
     assert [int(kept.sum()) for kept in make_mask(scores, 0.5, min_units=0.3).kept.values()] == [7, 3]
     assert make_mask(scores, 0.5, min_units=0.3).kept["b"].tolist() == [False] * 7 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "fewest"),  # a fifth of what stays, of groups of 128, 64 and 4 units
+    [
+        (0.5, {"a": 13, "b": 7, "c": 1}), (0.9, {"a": 3, "b": 2, "c": 1}), (0.0, {"a": 26, "b": 13, "c": 1}),
+        (0.99, {"a": 1, "b": 1, "c": 1}),
+        ({"units": 0.5, "heads": 0.0, "weights": 0.5}, {"a": 26, "b": 7, "c": 1}),
+        ({"units": 0.5, "heads": 0.5, "weights": 0.5}, {"a": 13, "b": 7, "w": 1}),
+    ],
+)  # fmt: skip
+def test_what_stays_of_every_group_by_default(ratio, fewest):
+    sizes = {"a": 128, "b": 64, "c": 4, "w": 1000}
+    kinds = {"a": "heads", "w": "weights"} if isinstance(ratio, dict) else {}
+    sizes = sizes if kinds else {name: size for name, size in sizes.items() if name != "w"}
+    found = fewest_per_group(sizes, ratio, min_units=None, kinds=kinds)
+    assert {name: found[name] for name in fewest} == fewest
+
+
+@example(groups=[1, 1, 1, 1, 1, 40], ratio=0.867)
+@example(groups=[1] * 100 + [102], ratio=0.5)
+@given(groups=st.lists(st.integers(1, 40), min_size=1, max_size=6), ratio=st.floats(0, 0.999))
+def test_what_stays_by_default_leaves_a_ratio_as_possible_as_one_unit_does(groups, ratio):
+    scores = {f"{place}": torch.arange(float(size)) for place, size in enumerate(groups)}
+    try:
+        expected = make_mask(scores, ratio, min_units=1).units_removed
+    except ConfigError:
+        return
+    assert make_mask(scores, ratio).units_removed == expected
 
 
 @pytest.mark.parametrize("min_units", [0, -1, 1.5, 0.0, -0.5])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from earlyworm.errors import ConfigError, TicketError
 from earlyworm.inputs import unwrap
 from earlyworm.masks import Mask, check_finite, make_mask, remove_lowest
-from earlyworm.ratios import Ratio, check_min_units, fewest_units, ratio_per_kind
+from earlyworm.ratios import Ratio, check_min_units, fewest_per_group, fewest_units, ratio_per_kind
 from earlyworm.selection import absolute_sum, unpack
 from earlyworm.ticket import Ticket, fingerprint, library_versions
 from earlyworm.units import Units
@@ -21,7 +21,7 @@ def full_mask(units: Units) -> Mask:
     return Mask.from_groups({name: torch.ones(size) for name, size in units.sizes.items()}, units.kinds)
 
 
-def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float = 1) -> Mask:
+def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float | None = None) -> Mask:
     """A mask that removes as many units as `make_mask` would, any of them with the same chance.
 
     Args:
@@ -29,6 +29,7 @@ def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float = 1) 
         ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
         seed: Of the random numbers; on every machine the same seed gives the same mask.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
+            None: a fifth of the share that stays of all units; one of single weights.
 
     Returns:
         The mask.
@@ -52,7 +53,7 @@ def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float = 1) 
     return make_mask(scores, ratio, min_units=min_units, kinds=units.kinds)
 
 
-def uniform_mask(units: Units, ratio: Ratio, *, min_units: float = 1) -> Mask:
+def uniform_mask(units: Units, ratio: Ratio, *, min_units: float | None = None) -> Mask:
     """A mask that removes the same fraction of every group: the last units of each, so that what stays is narrower.
 
     Args:
@@ -60,6 +61,7 @@ def uniform_mask(units: Units, ratio: Ratio, *, min_units: float = 1) -> Mask:
         ratio: Fraction of every group to remove, in [0, 1), or one such number per kind; what stays is rounded to
             the nearest number of units.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
+            None: a fifth of the share that stays of all units; one of single weights.
 
     Returns:
         The mask.
@@ -67,11 +69,10 @@ def uniform_mask(units: Units, ratio: Ratio, *, min_units: float = 1) -> Mask:
     Raises:
         ConfigError: If the ratio or `min_units` is impossible.
     """
-    check_min_units(min_units)
     ratios = ratio_per_kind(ratio, [*dict.fromkeys(units.kinds.values())])
+    fewest = fewest_per_group(units.sizes, ratio, min_units=min_units, kinds=units.kinds)
     kept = {
-        group.name: torch.arange(group.size)
-        < max(fewest_units(min_units, group.size), round((1 - ratios[group.kind]) * group.size))
+        group.name: torch.arange(group.size) < max(fewest[group.name], round((1 - ratios[group.kind]) * group.size))
         for group in units.groups
     }
     return Mask.from_groups(kept, units.kinds)

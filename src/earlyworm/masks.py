@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from earlyworm.errors import SearchError
-from earlyworm.ratios import Ratio, fewest_units, removed_per_kind
+from earlyworm.ratios import Ratio, fewest_per_group, removed_per_kind
 from earlyworm.selection import absolute_sum, lowest, pack, unpack
 
 
@@ -105,7 +105,7 @@ def make_mask(
     scores: Mapping[str, Tensor],
     pruning_ratio: Ratio,
     *,
-    min_units: float = 1,
+    min_units: float | None = None,
     kinds: Mapping[str, str] | None = None,
 ) -> Mask:
     """The global mask that removes exactly `floor(pruning_ratio * units)` units, those with the lowest scores.
@@ -119,6 +119,7 @@ def make_mask(
             copied.
         pruning_ratio: Fraction of all units to remove, in [0, 1), or one such number per kind.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
+            None: a fifth of the share that stays of all units; one of single weights.
         kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:
@@ -142,7 +143,7 @@ def mask_of_finite(
     scores: Mapping[str, Tensor],
     pruning_ratio: Ratio,
     *,
-    min_units: float,
+    min_units: float | None,
     kinds: Mapping[str, str] | None,
     left: Mask | None = None,
 ) -> Mask:
@@ -158,10 +159,10 @@ def mask_of_finite(
     kinds = dict(kinds or {})
     counts = {name: score.numel() for name, score in scores.items()}
     sizes = counts if left is None else left.sizes
+    fewest = fewest_per_group(sizes, pruning_ratio, min_units=min_units, kinds=kinds)
     removed: dict[str, Tensor] = {}
     for kind, count in removed_per_kind(sizes, pruning_ratio, min_units=min_units, kinds=kinds).items():
         some = {name: score for name, score in scores.items() if kinds.get(name, "units") == kind}
-        fewest = {name: fewest_units(min_units, sizes[name]) for name in some}
         removed |= remove_lowest(some, count - sum(sizes[name] - counts[name] for name in some), fewest)
     mask = Mask(torch.cat([_others(removed[name], size) for name, size in counts.items()]), counts, kinds)
     return mask if left is None else mask.within(left)

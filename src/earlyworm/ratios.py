@@ -10,16 +10,24 @@ from earlyworm.errors import ConfigError
 Ratio = float | Mapping[str, float]
 """The fraction of units to remove, in [0, 1): one number for every kind of units, or one per kind."""
 
+USUAL_PART = 0.2
+"""Of the share of units that stay over all groups, how much stays of every group where `min_units` is None.
+
+A global mask may leave a layer with next to nothing, from which retraining does not recover, least of all that of a
+pretrained network; see the comparisons min_units and min_units_transfer in docs/results.md.
+"""
+
 
 def removed_per_kind(
-    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float, kinds: Mapping[str, str]
+    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float | None, kinds: Mapping[str, str]
 ) -> dict[str, int]:
     """How many units of every kind a mask removes.
 
     Args:
         sizes: Number of units per group name.
         pruning_ratio: Fraction of the units to remove, in [0, 1), or one such number per kind.
-        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
+        min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
+            None as in `fewest_per_group`.
         kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:
@@ -28,12 +36,51 @@ def removed_per_kind(
     Raises:
         ConfigError: If a ratio or `min_units` is impossible.
     """
-    check_min_units(min_units)
-    by_kind: dict[str, list[int]] = {}
-    for name, size in sizes.items():
-        by_kind.setdefault(kinds.get(name, "units"), []).append(size)
-    ratios = ratio_per_kind(pruning_ratio, list(by_kind))
-    return {kind: _count_removed(some, ratios[kind], min_units) for kind, some in by_kind.items()}
+    fewest = fewest_per_group(sizes, pruning_ratio, min_units=min_units, kinds=kinds)
+    names = _names_per_kind(sizes, kinds)
+    ratios = ratio_per_kind(pruning_ratio, [*names])
+    removed = {}
+    for kind, some in names.items():
+        total, least = sum(sizes[name] for name in some), sum(fewest[name] for name in some)
+        removed[kind] = _count_removed(ratios[kind], total)
+        if removed[kind] > total - least:
+            part = "1" if min_units is None else f"{min_units:g}"
+            raise ConfigError(
+                f"pruning_ratio {ratios[kind]} removes {removed[kind]} of {total} units, but at least {part} of each "
+                f"of the {len(some)} groups must stay: at most {_floor((total - least) / total)} is possible"
+            )
+    return removed
+
+
+def fewest_per_group(
+    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float | None, kinds: Mapping[str, str]
+) -> dict[str, int]:
+    """How many units of every group stay, whatever their scores, at least 1.
+
+    Args:
+        sizes: Number of units per group name.
+        pruning_ratio: Fraction of the units to remove, in [0, 1), or one such number per kind.
+        min_units: A number, at least 1, or a fraction of the group, in (0, 1), which is rounded up; None: a fifth of
+            the share that stays of all units of the kind, or less where the ratio is not possible otherwise; 1 where
+            they are single weights.
+        kinds: The kind of units per group name; groups that are not named are of one kind.
+
+    Raises:
+        ConfigError: If a ratio or `min_units` is impossible.
+    """
+    if min_units is not None:
+        check_min_units(min_units)
+        return {name: fewest_units(min_units, size) for name, size in sizes.items()}
+    names = _names_per_kind(sizes, kinds)
+    fewest: dict[str, int] = {}
+    for kind, ratio in ratio_per_kind(pruning_ratio, [*names]).items():
+        total, part = sum(sizes[name] for name in names[kind]), USUAL_PART * (1 - ratio)
+        found = {name: 1 if kind == "weights" else fewest_units(part, sizes[name]) for name in names[kind]}
+        while sum(found.values()) > max(len(found), total - _count_removed(ratio, total)):
+            part /= 2  # many groups of a unit or two, which are rounded up
+            found = {name: fewest_units(part, sizes[name]) for name in found}
+        fewest |= found
+    return {name: fewest[name] for name in sizes}
 
 
 def ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
@@ -77,17 +124,17 @@ def fewest_units(min_units: float, size: int) -> int:
     return min(size, max(1, fewest))
 
 
-def _count_removed(sizes: list[int], ratio: float, min_units: float) -> int:
-    """How many units a ratio removes of groups of one kind."""
-    total = sum(sizes)
-    removable = sum(size - fewest_units(min_units, size) for size in sizes)
-    count = math.floor(ratio * total * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
-    if count > removable:
-        raise ConfigError(
-            f"pruning_ratio {ratio} removes {count} of {total} units, but at least {min_units:g} of each of the "
-            f"{len(sizes)} groups must stay: at most {_floor(removable / total)} is possible"
-        )
-    return count
+def _names_per_kind(sizes: Mapping[str, int], kinds: Mapping[str, str]) -> dict[str, list[str]]:
+    """The groups of every kind, in the order in which kinds first appear."""
+    names: dict[str, list[str]] = {}
+    for name in sizes:
+        names.setdefault(kinds.get(name, "units"), []).append(name)
+    return names
+
+
+def _count_removed(ratio: float, total: int) -> int:
+    """How many of so many units a ratio removes."""
+    return math.floor(ratio * total * (1 + 1e-12))  # 0.29 * 100 is 29 units, not 28.999...
 
 
 def _floor(ratio: float) -> str:

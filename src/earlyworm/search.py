@@ -46,7 +46,8 @@ class TicketSearch:
             function, or `"taylor"`: |weight x gradient|, summed up over the steps since the last check. It needs
             gradients, so that its first mask is that of the first `update`.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
-            retraining may not mend a layer of one unit.
+            retraining may not mend a layer of one unit. None: a fifth of the share that stays of all units of the
+            kind, so at pruning ratio 0.5 a tenth of every group; 1 of single weights. The papers' rule is 1.
         steps_per_epoch: Optimizer steps per epoch, at least 1; only `Fade` needs it, whose half-life is in epochs.
         shrink: Cut units out of the model while it is searched, once they were static at every check of a whole window:
             as if they were zeroed then and held at zero, but every following step is cheaper. Parameters stay the
@@ -85,7 +86,7 @@ class TicketSearch:
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
-        min_units: float = 1,
+        min_units: float | None = None,
         steps_per_epoch: int | None = None,
         shrink: bool = False,
     ) -> None:

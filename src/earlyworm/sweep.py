@@ -35,7 +35,7 @@ class RatioSweep:
         truncation: Schedule of chi, of the lowest ratio.
         sparsity_penalty: Network slimming.
         score: What makes a unit important.
-        min_units: How many units of every group stay.
+        min_units: How many units of every group stay, as for one search.
         steps_per_epoch: Optimizer steps per epoch.
 
     Raises:
@@ -70,7 +70,7 @@ class RatioSweep:
         truncation: Truncation | None = None,
         sparsity_penalty: float = 0.0,
         score: str | Score = "auto",
-        min_units: float = 1,
+        min_units: float | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
         if len(ratios) < 2 or len(set(ratios)) < len(ratios):

@@ -42,7 +42,7 @@ def baseline_ticket(bench: Bench, dense: nn.Module, search: TicketSearch) -> Tic
     if config.method == "dense":
         mask = full_mask(units)
     elif config.method == "narrow" and config.macs is not None:
-        mask = narrow_mask(dense, units, config.macs, bench.data.example_inputs(1, config), config.min_units)
+        mask = narrow_mask(dense, units, config.macs, bench.data.example_inputs(1, config), config.min_units or 1)
     elif config.method == "narrow":
         mask = uniform_mask(units, ratio, min_units=config.min_units)
     else:

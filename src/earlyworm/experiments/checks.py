@@ -65,7 +65,8 @@ def check_ranges(config: RunConfig) -> None:
     require(config.limit is None or config.limit > 0, "limit", config.limit, "above 0")
     require(config.validation is None or config.validation > 0, "validation", config.validation, "above 0")
     require(config.extrusion >= 0, "extrusion", config.extrusion, "0 or more")
-    fit = 0 < config.min_units < 1 or (config.min_units >= 1 and config.min_units == int(config.min_units))
+    least = 1 if config.min_units is None else config.min_units
+    fit = 0 < least < 1 or (least >= 1 and least == int(least))
     require(fit, "min_units", config.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
     require(config.macs is None or config.macs > 0, "macs", config.macs, "above 0")
     for name in (
