@@ -64,10 +64,10 @@ def test_every_field_is_tried():
 
 # What is impossible, and what the message has to say besides name and value.
 IMPOSSIBLE = [
-    ("draw_epoch", 3.0, "None for worm"),
+    ("draw_epoch", 3.0, "None for fade"),
     ("macs", 0, "above 0"),
-    ("macs", 10, "None for worm"),
-    ("rewind_epoch", 1.0, "0 for worm"),
+    ("macs", 10, "None for fade"),
+    ("rewind_epoch", 1.0, "0 for fade"),
     *(("rewind_epoch", value, "0 or more, and below the epochs of a round (7.5)") for value in (-1.0, 7.5)),
     ("rounds", 0, "at least 1"),
     ("half_life", 0.0, "above 0"),
@@ -116,7 +116,7 @@ def test_numbers_that_are_not_finite(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("ratio", 0.0), ("ratio", 0.999), ("epsilon", 0.0), ("epsilon", 1.0), ("trigger", 0.0), ("chi", 1.0),
+        ("ratio", 0.0), ("ratio", 0.999), ("epsilon", 0.0), ("epsilon", 1.0), ("trigger", 0.0), ("chi", 0.999),
         ("chi", 0.0), ("width", 4.0), ("momentum", 0.0), ("window", 2), ("limit", 1), ("seed", 2**31 - 1),
         ("search_epochs", 29), ("retrain_epochs", 0), ("weight_decay", 0.0), ("accumulation", 32),
     ],
@@ -156,9 +156,10 @@ def test_when_the_ticket_is_drawn(method, values, epoch):
 @pytest.mark.parametrize(
     ("config", "trigger", "chi"),
     [
-        (RunConfig(), 0.15, 0.003), (RunConfig(method="fade"), 0.3, 0.0), (RunConfig(method="greedy"), None, None),
+        (RunConfig(), 0.3, 0.0), (RunConfig(method="worm"), 0.15, 0.003), (RunConfig(method="greedy"), None, None),
         (RunConfig(method="constant", trigger=0.5), None, 0.1), (RunConfig(method="fade", trigger=0.5), 0.5, 0.0),
-        (RunConfig.for_text(), 0.15, 0.01), (RunConfig.for_text(units=("weights",)), 0.015, 0.01),
+        (RunConfig.for_text(), 0.3, 0.0), (RunConfig.for_text(method="worm"), 0.15, 0.01),
+        (RunConfig.for_text(method="worm", units=("weights",)), 0.015, 0.01),
     ],
 )  # fmt: skip
 def test_what_a_method_does_with_static_units_unless_it_is_told(config, trigger, chi):
@@ -295,22 +296,22 @@ def test_the_directory_depends_on_every_setting_and_on_nothing_else(name):
 
 
 def test_equal_settings_have_one_directory():
-    whole = RunConfig(width=1, ratio=0, lr=1, chi=1, check_every=2)
-    assert whole == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=1.0, check_every=2.0)
-    assert whole.directory_name() == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=1.0, check_every=2.0).directory_name()
+    whole = RunConfig(width=1, ratio=0, lr=1, chi=0, check_every=2)
+    assert whole == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=0.0, check_every=2.0)
+    assert whole.directory_name() == RunConfig(width=1.0, ratio=0.0, lr=1.0, chi=0.0, check_every=2.0).directory_name()
 
 
 def test_the_directory_is_readable_and_the_same_on_every_machine():
-    assert RunConfig(seed=2).directory_name().startswith("resnet18-digits-worm-s2-")
+    assert RunConfig(seed=2).directory_name().startswith("resnet18-digits-fade-s2-")
     assert len(RunConfig().directory_name().rpartition("-")[2]) == 8
 
 
 @pytest.mark.parametrize(
     ("values", "start"),
     [
-        ({"data": "parquet:../some where/cifar10/"}, "resnet18-cifar10-worm-"),
-        ({"data": "parquet:cifar10"}, "resnet18-parquet-cifar10-worm-"),
-        ({"data": "uoft-cs/cifar10", "model": "microsoft/resnet-50"}, "resnet-50-cifar10-worm-"),
+        ({"data": "parquet:../some where/cifar10/"}, "resnet18-cifar10-fade-"),
+        ({"data": "parquet:cifar10"}, "resnet18-parquet-cifar10-fade-"),
+        ({"data": "uoft-cs/cifar10", "model": "microsoft/resnet-50"}, "resnet-50-cifar10-fade-"),
     ],
 )
 def test_the_directory_is_one_folder(values, start):
@@ -335,7 +336,7 @@ def test_effective_chi(method, chi, effective):
 
 
 def test_effective_chi_for_text():
-    assert RunConfig.for_text().effective_chi == 0.01
+    assert RunConfig.for_text(method="worm").effective_chi == 0.01
     assert RunConfig.for_text(method="constant").effective_chi == 0.1
 
 

@@ -143,10 +143,10 @@ def test_a_run_may_pick_the_ratio_itself():
 def test_each_data_set_has_its_own_defaults():
     grid = Grid.of({"methods": "worm", "seeds": 0, "data": ["digits", "glue/sst2"], "batch_size": 16})
     images, text = (cell.config for cell in grid.cells())
-    assert images == RunConfig(batch_size=16)
-    assert text == RunConfig.for_text(data="glue/sst2", batch_size=16)
+    assert images == RunConfig(method="worm", batch_size=16)
+    assert text == RunConfig.for_text(method="worm", data="glue/sst2", batch_size=16)
     weights = Grid.of({"methods": "worm:units=weights", "seeds": 0, "data": "glue/sst2"}).cells()[0].config
-    assert weights == RunConfig.for_text(data="glue/sst2", units=("weights",))
+    assert weights == RunConfig.for_text(method="worm", data="glue/sst2", units=("weights",))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,9 @@ def test_training_set_sizes_are_settings():
 
 def test_one_run_for_all_ratios_where_it_picks_one():
     grid = Grid.of({"ratios": [0.3, 0.5, 0.7], "pick": "speed", "seeds": [0, 1]})
-    assert [method.method for method in grid.methods] == ["early-bird", "constant", "greedy", "worm", "worm"]
+    assert [method.method for method in grid.methods] == [
+        "early-bird", "constant", "greedy", "worm", "worm", "fade"
+    ]  # fmt: skip
     assert len(grid.cells()) == grid.size == 10
     assert {cell.config.ratios for cell in grid.cells()} == {(0.3, 0.5, 0.7)}
     assert {str(cell.setting) for cell in grid.cells()} == {"resnet18 on digits, ratio chosen by speed"}

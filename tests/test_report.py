@@ -40,7 +40,7 @@ def history(epochs: int, floor: float, trigger: int | None) -> tuple[CheckRecord
 
 
 EMERGED = RunResult(
-    config=RunConfig(model="vgg16_bn", lr=0.05),
+    config=RunConfig(method="worm", model="vgg16_bn", lr=0.05),
     versions={"earlyworm": "0.1.0", "torch": "2.9.0"},
     seed=0,
     device="cpu",

@@ -204,6 +204,20 @@ def test_fade_waits_for_a_quarter_of_the_window(window, first):
     assert chis == [1.0] * first + [0.25] * (window - first)
 
 
+def test_fade_goes_by_the_latest_quarter_of_the_window():
+    masks = ["0011", "1100", "1010", "1010", "1010", "1010"]
+    options = {"emergence": ew.Emergence(9), "truncation": ew.Fade(trigger=0.3, chi=0.25), "steps_per_epoch": 10}
+    scripted = run_script(masks, **options)  # the two latest of the older masks count
+    assert scripted.column("distance_recent") == [None, None, 0.5, 0.25, 0.0, 0.0]
+    assert scripted.column("distance_mean") == [None, 1.0, 0.5, 1 / 3, 0.25, 0.2]
+    assert scripted.column("chi") == [1.0, 1.0, 1.0, 0.25, 0.25, 0.25]
+    worm = run_script(masks, emergence=ew.Emergence(5), truncation=ew.Worm(trigger=0.3, chi=0.5))
+    assert worm.column("distance_recent") == [None, None, None, None, 0.25, 0.125]
+    assert worm.column("chi") == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5]
+    plain = run_script(masks, emergence=ew.Emergence(5))
+    assert plain.column("distance_recent") == [None] * 6
+
+
 @pytest.mark.parametrize(
     ("static", "truncated"),
     [

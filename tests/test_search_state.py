@@ -136,7 +136,7 @@ def test_states_that_do_not_fit(uninterrupted):
     wider = ew.TicketSearch(make_network(), units=UNITS, emergence=ew.Emergence(window=4))
     turned = {**state, "sizes": dict(reversed(state["sizes"].items()))}
     for target, wrong, message in [
-        (search, {**state, "version": 1}, "the state has version 1, but this one reads 2"),
+        (search, {**state, "version": 2}, "the state has version 2, but this one reads 3"),
         (search, {}, "the state has version None"),
         (other, state, "over other units"),
         (search, turned, "over other units"),

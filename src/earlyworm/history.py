@@ -13,6 +13,8 @@ class Check:
         distance_max: The largest of these distances; None at the first.
         chi: What gradients of static units are multiplied by from here on; 1 is no truncation.
         truncated: Number of static units from here on; 0 while chi is 1.
+        distance_recent: What the schedule of chi goes by: the mean distance to the latest of the older masks, as many
+            as it asks for; None while there are fewer, and without a schedule.
     """
 
     step: int
@@ -20,6 +22,7 @@ class Check:
     distance_max: float | None
     chi: float
     truncated: int
+    distance_recent: float | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from earlyworm.ticket import Ticket, library_versions
 from earlyworm.truncation import Truncation, half_life_in_steps
 from earlyworm.units import Units, gate_masks
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class TicketSearch:
@@ -305,9 +305,10 @@ class TicketSearch:
         )  # fmt: skip
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
-        chi = self._chi(mean)
+        recent = self._recent()
+        chi = self._chi(recent)
         truncated = self._static().units_removed if chi < 1 else 0
-        self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated))
+        self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated, recent))
         self._hook.truncations = 0
         if self._settled() and (left := self._shrinking.after(self._window.ever_kept)):
             self._cut(left)
@@ -316,13 +317,20 @@ class TicketSearch:
         # One comparison per unit and older mask, and the passes that select the threshold.
         self._flops += mask.units * (len(self._distances) + 4)
 
+    def _recent(self) -> float | None:
+        """The mean distance to the part of the window that the schedule goes by; None until that is full."""
+        part = getattr(self.truncation, "window_part", 1.0)
+        masks = math.ceil((self.emergence.window - 1) * part)
+        if self.truncation is None or len(self._distances) < masks:
+            return None
+        return sum(self._distances[-masks:]) / masks
+
     def _chi(self, newest: float | None) -> float:
-        """Chi after the newest check; before the window is full, the distance counts as 1, as in the papers' code."""
+        """Chi after the newest check; as long as there is no distance to go by it is 1, as in the papers' code."""
         if self.truncation is None:
             return 1.0
-        full = math.ceil((self.emergence.window - 1) * getattr(self.truncation, "window_part", 1.0))
-        means = [*(check.distance_mean for check in self.history), newest]
-        chi = self.truncation.chi_after([1.0 if i < full or d is None else d for i, d in enumerate(means)])
+        recent = [*(check.distance_recent for check in self.history), newest]
+        chi = self.truncation.chi_after([1.0 if distance is None else distance for distance in recent])
         if not 0 <= chi <= 1:
             raise ConfigError(f"{self.truncation!r} gives chi {chi}, but it must be in [0, 1]")
         return chi

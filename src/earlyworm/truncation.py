@@ -19,8 +19,8 @@ class Truncation(Protocol):
     """A schedule of chi.
 
     `static` says which units it acts on: those that the newest mask removes, or every mask. A schedule that has a
-    `half_life` too, in epochs, lets these units fade while chi is below 1. One that has a `window_part` is told
-    distances from when this part of the window is full, in (0, 1], and not only from when all of it is.
+    `half_life` too, in epochs, lets these units fade while chi is below 1. One that has a `window_part`, in (0, 1],
+    goes by the latest masks alone, this part of the window, and not by all of it.
     """
 
     @property
@@ -32,7 +32,7 @@ class Truncation(Protocol):
 
         Args:
             distances: The mean mask distance at every check so far, newest last, each in [0, 1]; 1 while the window,
-                or the part of it that the schedule asks for, was not yet full.
+                or the part of it that the schedule goes by, was not yet full.
         """
 
 
@@ -117,16 +117,17 @@ class Fade:
     shrinking is decoupled from gradients and learning rate, as weight decay is in AdamW: after every optimizer step,
     all that masking the unit would zero is multiplied by `0.5 ** (1 / (half_life * steps per epoch))`.
 
-    It starts at the first check at which a quarter of the window is full and the mean distance is below the trigger. To
-    wait for all of it, as WORM does, would leave no time to fade where masks settle at once, as in fine-tuning.
+    What the trigger is compared with is the mean distance to the latest masks, a quarter of the window: the rest of it
+    is the time to fade. To wait until all of it is full, as WORM does, would leave none where masks settle at once, as
+    in fine-tuning; and from scratch, the mask from before any training would keep the mean high for as long.
 
     Attributes:
-        trigger: The mean distance below which it starts, in [0, 1]; it goes on from then on.
+        trigger: The mean distance to the latest masks below which it starts, in [0, 1]; it goes on from then on.
         half_life: Epochs in which static units shrink to a half, above 0; a twelfth of what the window spans lets them
             fade to less than a thousandth before they are cut out, whatever their scale was.
         chi: What gradients of static units are multiplied by from then on, in [0, 1).
         static: Which units are static. A unit that is static no more is left as it is.
-        window_part: How much of the window must be full before distances count.
+        window_part: How much of the window the trigger looks at.
 
     Example:
         >>> Fade(trigger=0.3).chi_after([1.0, 0.4])

@@ -26,7 +26,7 @@ from earlyworm.experiments.results import RunResult
 
 METHODS = (
     "dense", "narrow", "random", "random@early-bird", "late", "early-bird", "constant", "greedy", "worm",
-    "worm:static=window", "imp", "rst",
+    "worm:static=window", "fade", "imp", "rst",
 )  # fmt: skip
 SEEDS = (0, 1, 2, 3, 4)
 

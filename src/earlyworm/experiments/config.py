@@ -49,7 +49,7 @@ class RunConfig:
     task: Task = "images"
     """What the data are; the command sees it from their columns."""
 
-    method: Method = "worm"
+    method: Method = "fade"
     """A search, by how it truncates the gradients of static units, or a baseline that draws its ticket otherwise."""
     model: str = "resnet18"
     """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image or text classifier of transformers: directory or Hub name."""

@@ -45,9 +45,11 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
     config, data, pace = bench.config, bench.data, bench.pace
     found, retrained, ticket, small = trained.found, trained.retrained, trained.ticket, trained.small
     history = tuple(CheckRecord(**record) for record in found.history)
-    trigger = config.effective_trigger or 0.0
-    acted = [check for check in history if check.chi < 1]  # but worm may be greedy at first
-    triggered = next((c.epoch for c in acted if c.distance_mean is not None and c.distance_mean < trigger), None)
+    trigger = config.effective_trigger
+    acted = [check for check in history if check.chi < 1 and trigger is not None]
+    if config.method == "worm" and config.greedy_first:  # and so acts before
+        acted = [check for check in acted if check.distance_mean is not None and check.distance_mean < (trigger or 0)]
+    triggered = acted[0].epoch if acted else None
     example = data.example_inputs(1, config)
     dense_macs, dense_flops = count_flops(dense, example)[0] // 2, bench.step_flops(dense)
     search_flops = found.steps * dense_flops - found.saved_flops
