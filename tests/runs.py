@@ -23,8 +23,8 @@ from earlyworm.experiments.training import evaluate
 
 # On digits: three checks, WORM triggers at the second, the ticket emerges at the third, two and a half epochs remain.
 SMALL = {
-    "method": "worm", "model": "vgg11_bn", "width": 0.125, "limit": 200, "batch_size": 16, "lr": 0.02, "epochs": 4, "search_epochs": 3,
-    "window": 2, "epsilon": 0.1, "trigger": 0.35, "check_every": 0.5, "device": "cpu",
+    "method": "worm", "model": "vgg11_bn", "width": 0.125, "limit": 200, "batch_size": 16, "lr": 0.02, "epochs": 4,
+    "search_epochs": 3, "window": 2, "epsilon": 0.1, "trigger": 0.35, "check_every": 0.5, "device": "cpu",
 }  # fmt: skip
 
 

@@ -262,7 +262,7 @@ def test_one_run_for_all_ratios_where_it_picks_one():
     assert [method.method for method in grid.methods] == [
         "early-bird", "constant", "greedy", "worm", "worm", "fade"
     ]  # fmt: skip
-    assert len(grid.cells()) == grid.size == 10
+    assert len(grid.cells()) == grid.size == 12
     assert {cell.config.ratios for cell in grid.cells()} == {(0.3, 0.5, 0.7)}
     assert {str(cell.setting) for cell in grid.cells()} == {"resnet18 on digits, ratio chosen by speed"}
     assert Grid.of(grid.given()) == grid
