@@ -184,17 +184,6 @@ def test_what_a_method_cannot_do(values, message):
     assert message in refused(**values)
 
 
-@pytest.mark.parametrize(
-    ("values", "half_life"),
-    [
-        ({}, 1 / 3), ({"half_life": 2.0}, 2.0), ({"window": 13, "check_every": 0.5}, 0.5),
-        ({"span": 2.0, "check_every": 0.25}, 1 / 6),
-    ],
-)  # fmt: skip
-def test_units_fade_within_the_window(values, half_life):
-    assert RunConfig(method="fade", **values).effective_half_life == pytest.approx(half_life)
-
-
 def test_retraining_epochs_free_the_search_of_the_budget():
     assert RunConfig(epochs=5, search_epochs=20, retrain_epochs=3).search_epochs == 20
 

@@ -18,7 +18,7 @@ from stepping import DECAYING, LR, OPTIMIZERS, PAIRS, UNITS, factors, over, plai
 class AtOnce:
     """Fades from the first mask on."""
 
-    half_life: float
+    half_life: float | None
     chi: float = 0.0
     static: str = "latest"
 
@@ -237,12 +237,33 @@ def test_flops_of_a_step():
     assert search.overhead.flops - before == 32 + 32  # as many gates as gradients
 
 
+@pytest.mark.parametrize(("every", "window"), [(6, 3), (3, 5), (1, 13), (2, 2)])
+def test_units_fade_within_the_window_unless_told_otherwise(every, window):
+    """Whatever the interval between checks is: over a window they halve twelve times, from the second check on."""
+    model = make_network()
+    optimizer = SGD(model.parameters(), lr=LR)
+    search = ew.TicketSearch(
+        model, units=UNITS, truncation=AtOnce(half_life=None), emergence=ew.Emergence(window, epsilon=0.0)
+    )
+    with search.attach(optimizer):
+        for i in range(every):
+            plain(model, optimizer, i)
+        search.update()
+        before = parameters_of(model)
+        static = {name: factor == 0 for name, factor in factors(model, search.mask, 0.0).items()}
+        plain(model, optimizer, every)
+        halvings = 12 / (every * (window - 1))
+        for name, parameter in model.named_parameters():
+            expected = before[name][static[name]] * 0.5**halvings
+            torch.testing.assert_close(parameter[static[name]], expected, msg=name)
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
 def test_epochs_must_have_steps():
     model = make_network()
     with pytest.raises(ew.ConfigError, match=r"has a half-life in epochs, but steps_per_epoch is None: give .*loader"):
-        ew.TicketSearch(model, units=UNITS, truncation=ew.Fade())
+        ew.TicketSearch(model, units=UNITS, truncation=ew.Fade(half_life=0.5))
     with pytest.raises(ew.ConfigError, match="steps_per_epoch is 0, but must be at least 1"):
         ew.TicketSearch(model, units=UNITS, truncation=ew.Fade(), steps_per_epoch=0)

@@ -40,7 +40,6 @@ class GradientHook:
         model: The model that is trained.
         units: Its units.
         penalty: Network slimming: `penalty * sign(scale)` is added to the gradient of every scale.
-        half_life: Optimizer steps in which gates that are truncated fade to a half; None: they do not.
 
     Attributes:
         observers: Called before anything is done to the gradients of a step, with the names of the gates that the
@@ -51,10 +50,9 @@ class GradientHook:
         flops: Floating-point operations that all of this took.
     """
 
-    def __init__(self, model: nn.Module, units: Units, penalty: float, half_life: float | None = None) -> None:
+    def __init__(self, model: nn.Module, units: Units, penalty: float) -> None:
         self.model = model
         self.penalty = penalty
-        self.half_life = half_life
         self.steps = 0
         self.truncations = 0
         self.seconds = 0.0
@@ -68,7 +66,7 @@ class GradientHook:
         self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
         self._chi = 1.0
-        self._fading = (1.0, 1)
+        self._fading: tuple[float, int] | None = None
         self._static: dict[torch.optim.Optimizer, list[_StaticGate]] = {}
         self._stepped: set[torch.optim.Optimizer] = set()  # since `steps` was counted up
         self._stepping: set[torch.optim.Optimizer] = set()
@@ -159,17 +157,18 @@ class GradientHook:
             )
         return held
 
-    def set_truncation(self, masks: dict[str, Tensor], chi: float) -> None:
+    def set_truncation(self, masks: dict[str, Tensor], chi: float, half_life: float | None = None) -> None:
         """Truncate from now on.
 
         Args:
             masks: Per gate a boolean tensor that broadcasts against it, True is kept; empty: do not truncate.
             chi: What gradients of the others are multiplied by, in [0, 1].
+            half_life: Optimizer steps in which the others themselves fade to a half; None: they do not.
         """
-        self._static, self._chi = {}, chi
-        if masks and self.half_life is not None:
+        self._static, self._chi, self._fading = {}, chi, None
+        if masks and half_life is not None:
             dtypes = {gate.dtype for held in self._held.values() for _, gate in held}
-            self._fading = fading_factor(self.half_life, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
+            self._fading = fading_factor(half_life, max(dtypes, key=lambda dtype: torch.finfo(dtype).eps))
         for optimizer, held in self._held.items() if masks else ():
             self._static[optimizer] = [
                 self._static_gate(name, gate, masks[name]) for name, gate in held if name in masks
@@ -178,7 +177,7 @@ class GradientHook:
     def _static_gate(self, name: str, gate: Tensor, kept: Tensor) -> _StaticGate:
         if name in self._entries:
             return _StaticGate(gate, kept, None, None)
-        fading = None if self.half_life is None else truncation_factor(kept, self._fading[0], gate.dtype)
+        fading = None if self._fading is None else truncation_factor(kept, self._fading[0], gate.dtype)
         return _StaticGate(gate, kept, truncation_factor(kept, self._chi, gate.dtype), fading)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -213,14 +212,13 @@ class GradientHook:
         if optimizer not in self._stepping:
             return
         self._stepping.discard(optimizer)
-        if self.half_life is not None and self._static:
-            self._fade(optimizer)
+        if self._fading is not None and self._static:
+            self._fade(optimizer, *self._fading)
 
     @torch.no_grad()
-    def _fade(self, optimizer: torch.optim.Optimizer) -> None:
+    def _fade(self, optimizer: torch.optim.Optimizer, factor: float, every: int) -> None:
         """Shrink what is truncated."""
         start = time.perf_counter()
-        factor, every = self._fading
         if self.steps % every == 0:
             static = [one for one in self._static[optimizer] if one.gate.requires_grad]
             self._multiply([(one.gate, one.kept, one.fading) for one in static], factor)

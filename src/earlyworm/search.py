@@ -48,7 +48,7 @@ class TicketSearch:
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
             retraining may not mend a layer of one unit. None: a fifth of the share that stays of all units of the
             kind, so at pruning ratio 0.5 a tenth of every group; 1 of single weights. The papers' rule is 1.
-        steps_per_epoch: Optimizer steps per epoch, at least 1; only `Fade` needs it, whose half-life is in epochs.
+        steps_per_epoch: Optimizer steps per epoch, at least 1; only for a half-life of `Fade` that is given in epochs.
         shrink: Cut units out of the model while it is searched, once they were static at every check of a whole window:
             as if they were zeroed then and held at zero, but every following step is cheaper. Parameters stay the
             objects that they are, and the state of the optimizers is cut along. Masks, distances and the ticket are
@@ -106,9 +106,9 @@ class TicketSearch:
         self._seconds = 0.0  # of all checks
         self._flops = 0
         self._shrinking = Shrinking(self.model, self.units, wanted=shrink)
-        self._hook = GradientHook(
-            self.model, self.units, sparsity_penalty, half_life_in_steps(truncation, steps_per_epoch)
-        )
+        self._hook = GradientHook(self.model, self.units, sparsity_penalty)
+        self._steps_per_epoch = steps_per_epoch
+        half_life_in_steps(truncation, steps_per_epoch, None)  # an impossible one is an error now
         if self._scorer.observe:
             self._hook.observers.append(self._scorer.observe)
         if not 0 <= sparsity_penalty < math.inf:
@@ -345,7 +345,14 @@ class TicketSearch:
         newest, here = self.history[-1], self._shrinking
         static = self._static() if here.left is None else self._static().among(here.left)
         masks = gate_masks(self.model, here.units.groups, static.kept) if newest.truncated else {}
-        self._hook.set_truncation(masks, newest.chi)
+        half_life = half_life_in_steps(self.truncation, self._steps_per_epoch, self._spans())
+        self._hook.set_truncation(masks, newest.chi, half_life)
+
+    def _spans(self) -> float | None:
+        """Optimizer steps that a full window spans; None after the first check, which tells no interval."""
+        recent = self.history[-self.emergence.window :]
+        steps, intervals = recent[-1].step - recent[0].step, len(recent) - 1
+        return steps / intervals * (self.emergence.window - 1) if intervals else None
 
     def _settled(self) -> bool:
         """Whether there were static units at every check of a whole window, and it goes on."""

@@ -14,6 +14,9 @@ from earlyworm.errors import ConfigError
 
 Static = Literal["latest", "window"]
 
+FADED_PART = 1 / 12
+"""The usual half-life of fading units, as a part of what the window spans."""
+
 
 class Truncation(Protocol):
     """A schedule of chi.
@@ -115,7 +118,7 @@ class Fade:
 
     What WORM freezes where it stands is still there when the ticket is cut out; what fades is hardly missed then. The
     shrinking is decoupled from gradients and learning rate, as weight decay is in AdamW: after every optimizer step,
-    all that masking the unit would zero is multiplied by `0.5 ** (1 / (half_life * steps per epoch))`.
+    all that masking the unit would zero is multiplied by `0.5 ** (1 / half-life in steps)`.
 
     What the trigger is compared with is the mean distance to the latest masks, a quarter of the window: the rest of it
     is the time to fade. To wait until all of it is full, as WORM does, would leave none where masks settle at once, as
@@ -123,8 +126,8 @@ class Fade:
 
     Attributes:
         trigger: The mean distance to the latest masks below which it starts, in [0, 1]; it goes on from then on.
-        half_life: Epochs in which static units shrink to a half, above 0; a twelfth of what the window spans lets them
-            fade to less than a thousandth before they are cut out, whatever their scale was.
+        half_life: Epochs in which static units shrink to a half, above 0; None: a twelfth of what the window spans,
+            however many epochs or steps that is, so that they are down to a thousandth before they are cut out.
         chi: What gradients of static units are multiplied by from then on, in [0, 1).
         static: Which units are static. A unit that is static no more is left as it is.
         window_part: How much of the window the trigger looks at.
@@ -137,7 +140,7 @@ class Fade:
     """
 
     trigger: float = 0.3
-    half_life: float = 1 / 3
+    half_life: float | None = None
     chi: float = 0.0
     static: Static = "latest"
     window_part: ClassVar[float] = 0.25
@@ -146,7 +149,7 @@ class Fade:
         _check("trigger", self.trigger)
         if not 0 <= self.chi < 1:
             raise ConfigError(f"chi is {self.chi}, but must be in [0, 1)")
-        if not 0 < self.half_life < math.inf:
+        if self.half_life is not None and not 0 < self.half_life < math.inf:
             raise ConfigError(f"half_life is {self.half_life}, but must be a number of epochs, above 0")
         _check_static(self.static)
 
@@ -155,17 +158,26 @@ class Fade:
         return self.chi if any(distance < self.trigger for distance in distances) else 1.0
 
 
-def half_life_in_steps(truncation: Truncation | None, steps_per_epoch: int | None) -> float | None:
+def half_life_in_steps(
+    truncation: Truncation | None, steps_per_epoch: int | None, window: float | None
+) -> float | None:
     """The half-life of static units in optimizer steps; None: they do not fade.
+
+    Args:
+        truncation: The schedule.
+        steps_per_epoch: Optimizer steps per epoch; only for a half-life in epochs.
+        window: Optimizer steps that the window of masks spans, above 0; None: not known yet.
 
     Raises:
         ConfigError: If the steps per epoch are below 1, or needed and not given.
     """
     if steps_per_epoch is not None and steps_per_epoch < 1:
         raise ConfigError(f"steps_per_epoch is {steps_per_epoch}, but must be at least 1")
-    epochs: float | None = getattr(truncation, "half_life", None)
-    if epochs is None:
+    if truncation is None or not hasattr(truncation, "half_life"):
         return None
+    epochs: float | None = truncation.half_life
+    if epochs is None:
+        return None if window is None else FADED_PART * window
     if steps_per_epoch is None:
         raise ConfigError(
             f"{truncation!r} has a half-life in epochs, but steps_per_epoch is None: give the optimizer steps per "

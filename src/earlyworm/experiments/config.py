@@ -209,13 +209,6 @@ class RunConfig:
         return usual if usual is None or self.trigger is None else self.trigger
 
     @property
-    def effective_half_life(self) -> float:
-        """The half-life in force: the given one, or so short that static units are gone when the window has passed."""
-        if self.half_life is not None:
-            return self.half_life
-        return (self.emergence.window - 1) * self.check_every / 12
-
-    @property
     def drawn_at(self) -> float | None:
         """The epoch at which the method draws its ticket; None: when a search says so, or after rounds of imp."""
         if self.method in SEARCHES or self.method == "imp":

@@ -158,7 +158,7 @@ def _make_search(model: nn.Module, example: ExampleInputs, config: RunConfig, pa
     elif config.method == "worm" and chi is not None and trigger is not None:
         truncation = Worm(trigger, chi, config.static, config.greedy_first)
     elif config.method == "fade" and chi is not None and trigger is not None:
-        truncation = Fade(trigger, config.effective_half_life, chi, config.static)
+        truncation = Fade(trigger, config.half_life, chi, config.static)
     if config.method == "imp":
         units = find_all_weights(model)
     elif config.units == ("channels",):
