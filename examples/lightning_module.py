@@ -79,7 +79,7 @@ def main(folder: Path, output: Path, limit: int | None = None) -> None:
 
     model = Classifier(Reader(len(words) + 2))
     dense = sum(parameter.numel() for parameter in model.parameters())
-    callback = TicketCallback(module="net", units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Worm())  # 2
+    callback = TicketCallback(module="net", units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Fade())  # 2
     trainer = lightning.Trainer(
         max_epochs=12,
         callbacks=[callback, ModelCheckpoint(output, save_last=True)],  # 3

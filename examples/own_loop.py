@@ -63,7 +63,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     x = images[:1]
 
-    search = ew.TicketSearch(model, x, pruning_ratio=0.5, truncation=ew.Worm())  # 1
+    search = ew.TicketSearch(model, x, pruning_ratio=0.5, truncation=ew.Fade())  # 1
     with search.attach(optimizer):  # 2
         for epoch in range(1, 31):
             train_one_epoch(model, optimizer, images[train], labels[train])

@@ -68,7 +68,7 @@ def main(folder: Path, output: Path, limit: int | None = None) -> None:
     )
     dense = trainer.model.num_parameters()
 
-    callback = TicketCallback(trainer, units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Worm())  # 2
+    callback = TicketCallback(trainer, units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Fade())  # 2
     trainer.add_callback(callback)  # 3
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
 

@@ -16,8 +16,8 @@ VOCABULARY = SPECIAL + WORDS
 # Five checks, the mean distance is chi from the third on, WORM triggers at the fourth, the ticket emerges at the fifth,
 # two epochs remain, the last of which is not whole.
 SMALL_TEXT = {
-    "max_length": 12, "batch_size": 8, "lr": 0.01, "warmup": 0.05, "epochs": 4, "search_epochs": 3, "ratio": 0.25,
-    "score": "magnitude", "trigger": 0.2, "check_every": 0.5, "device": "cpu",
+    "method": "worm", "max_length": 12, "batch_size": 8, "lr": 0.01, "warmup": 0.05, "epochs": 4, "search_epochs": 3,
+    "ratio": 0.25, "score": "magnitude", "trigger": 0.2, "check_every": 0.5, "device": "cpu",
 }  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
         ConfigError: If a setting is impossible.
 
     Example:
-        >>> callback = TicketCallback(module="net", example_inputs=x, truncation=ew.Worm())  # doctest: +SKIP
+        >>> callback = TicketCallback(module="net", example_inputs=x, truncation=ew.Fade())  # doctest: +SKIP
         >>> trainer = L.Trainer(max_epochs=30, callbacks=[callback])  # doctest: +SKIP
         >>> trainer.fit(model, loader)  # doctest: +SKIP
         >>> callback.draw().save("ticket.safetensors")  # doctest: +SKIP

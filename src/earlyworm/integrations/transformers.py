@@ -52,7 +52,7 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
         UnitsError: If the model has no such units, or is quantised, or carries adapters.
 
     Example:
-        >>> callback = TicketCallback(trainer, units=("heads", "neurons"), truncation=ew.Worm())  # doctest: +SKIP
+        >>> callback = TicketCallback(trainer, units=("heads", "neurons"), truncation=ew.Fade())  # doctest: +SKIP
         >>> trainer.add_callback(callback)  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
         >>> save_pretrained(trainer.model, callback.draw(), "small")  # doctest: +SKIP
