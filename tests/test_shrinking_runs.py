@@ -14,7 +14,7 @@ from runs import Recorder, elsewhere, held_out_accuracy, interrupt_at_step, outc
 from texts import small_text, write_all
 
 # Static from the first mask on, so that units go at the second check already; the ticket emerges at the sixth.
-SHRINKING = {"method": "constant", "chi": 0.5, "epsilon": 0.0, "shrink": True}
+SHRINKING = {"method": "constant", "chi": 0.5, "epsilon": 0.0, "shrink": True, "min_units": 1}
 
 
 def shrinking(output, **changes):
