@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.experiments.config import RunConfig
 from earlyworm.reporting.formats import percent
-from evidence_claims import DENSE, EARLY_BIRD, FADE, WORM, mean_over
+from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, WORM, mean_over
 from evidence_fade import configs_of
 from evidence_settings import among, on_validation
 from evidence_store import Stored
@@ -48,8 +48,9 @@ def _row(one: Stored, setting: Setting) -> list[str]:
 
 
 def _labels(comparison: Comparison, setting: Setting) -> dict[str, str]:
-    """The label of each method: the plain one, with the comparison's own settings; of Fade also the quickest one."""
-    configs = configs_of(comparison, setting)
+    """The label of each method with enough seeds: the plain one, and of Fade also the one with the shortest window."""
+    known = configs_of(comparison, setting)
+    configs = {label: of for label, of in known.items() if len(comparison.results(setting, label)) >= FEWEST_PAIRS}
     found = {method: method for method in METHODS if method in configs}
     if FADE in found:
         sooner = [label for label, config in configs.items() if config.method == FADE and not config.shrink]
