@@ -195,7 +195,7 @@ def _claim(judged: Judged) -> list[str]:
 
 def _standings(found: Sequence[Rival]) -> list[str]:
     """Who is better than the first of them in final accuracy, as good, and worse."""
-    if not found:
+    if not found or found[0].final.mean is None:
         return []
     first, *others = found
     lines = [

@@ -14,7 +14,7 @@ USUAL_PART = 0.2
 """Of the share of units that stay over all groups, how much stays of every group where `min_units` is None.
 
 A global mask may leave a layer with next to nothing, from which retraining does not recover, least of all that of a
-pretrained network; see the comparisons min_units and min_units_transfer in docs/results.md.
+pretrained network; see the comparison min_units_transfer in docs/results.md.
 """
 
 
