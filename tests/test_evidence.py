@@ -612,8 +612,8 @@ def test_figures_of_options_are_named_after_them():
 
 def test_methods_look_different_without_colour():
     methods = [method.label for method in Grid.of({}).methods if ":" not in method.label]
-    known = looks([*methods, "fade"])
-    assert [*known] == [*methods, "fade"]
+    known = looks(methods)
+    assert [*known] == methods
     assert len({look.marker for look in known.values()}) == len(known)
     assert len({known[method].dash for method in ("early-bird", "worm", "fade")}) == 3
 
@@ -637,9 +637,9 @@ def test_variants_share_the_colour_of_their_method():
 def test_on_pages_too_variants_share_the_colour_of_their_method():
     plain = [method.label for method in Grid.of({}).methods if ":" not in method.label]
     variants = ["early-bird:epsilon=0.3", "fade:shrink=true", "fade:check_every=0.5,span=2", "worm:static=window"]
-    styles = method_styles([*variants, *plain, "fade"], "early-bird")
-    assert [*styles] == [*variants, *plain, "fade"]
-    assert len({styles[method].symbol for method in (*plain, "fade")}) == len(plain) + 1
+    styles = method_styles([*variants, *plain], "early-bird")
+    assert [*styles] == [*variants, *plain]
+    assert len({styles[method].symbol for method in plain}) == len(plain)
     assert len({styles[method].dash for method in ("early-bird", "worm", "fade")}) == 3
     for variant in variants:
         style, usual = styles[variant], styles[variant.partition(":")[0]]
