@@ -33,7 +33,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "check_every": 0.25,
 }  # fmt: skip
 # Single weights: WORM's recipe for transformers (arXiv 2406.11872).
-WEIGHTS_DEFAULTS: dict[str, Any] = {"score": "auto", "epsilon": 0.01, "trigger": 0.015}
+WEIGHTS_DEFAULTS: dict[str, Any] = {"method": "worm", "score": "auto", "epsilon": 0.01, "trigger": 0.015}
 
 # Fields that say where and how a run is shown and stored, not what it computes.
 _NOT_SETTINGS = frozenset({"output", "overwrite", "track", "force_draw"})
@@ -50,7 +50,8 @@ class RunConfig:
     """What the data are; the command sees it from their columns."""
 
     method: Method = "fade"
-    """A search, by how it truncates the gradients of static units, or a baseline that draws its ticket otherwise."""
+    """A search, by how it truncates the gradients of static units, or a baseline that draws its ticket otherwise; for
+    weights of text worm."""
     model: str = "resnet18"
     """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image or text classifier of transformers: directory or Hub name."""
     width: float = 0.25
