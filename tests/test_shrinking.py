@@ -442,17 +442,6 @@ def test_a_state_of_a_smaller_model_needs_shrink(uninterrupted):
         search.load_state_dict(uninterrupted[2].state_dict())
 
 
-def test_states_from_before_there_was_shrinking():
-    model, search = residual(0)
-    optimizer = sgd(model)
-    with search.attach(optimizer):
-        go(model, optimizer, search, 0, 3)
-        state = search.state_dict()
-        del state["left"]
-        search.load_state_dict(state)
-        assert search.steps == 3
-
-
 # ----------------------------------------------------------------------------------------- what is around the search
 
 

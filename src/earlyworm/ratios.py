@@ -58,12 +58,12 @@ def fewest_per_group(
     """How many units of every group stay, whatever their scores, at least 1.
 
     Args:
-        sizes: Number of units per group name.
-        pruning_ratio: Fraction of the units to remove, in [0, 1), or one such number per kind.
+        sizes: As for `removed_per_kind`.
+        pruning_ratio: Likewise.
         min_units: A number, at least 1, or a fraction of the group, in (0, 1), which is rounded up; None: a fifth of
             the share that stays of all units of the kind, or less where the ratio is not possible otherwise; 1 where
             they are single weights.
-        kinds: The kind of units per group name; groups that are not named are of one kind.
+        kinds: As for `removed_per_kind`.
 
     Raises:
         ConfigError: If a ratio or `min_units` is impossible.

@@ -19,11 +19,12 @@ from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
 from earlyworm.masks import Mask, MaskWindow, mask_of_finite
 from earlyworm.ratios import Ratio, removed_per_kind
+from earlyworm.schedule import Schedule
 from earlyworm.scorer import Scorer
 from earlyworm.scores import Score
 from earlyworm.shrinking import Shrinking
 from earlyworm.ticket import Ticket, library_versions
-from earlyworm.truncation import Truncation, half_life_in_steps
+from earlyworm.truncation import Truncation
 from earlyworm.units import Units, gate_masks
 
 STATE_VERSION = 3
@@ -90,8 +91,7 @@ class TicketSearch:
         steps_per_epoch: int | None = None,
         shrink: bool = False,
     ) -> None:
-        if truncation is not None and (isinstance(truncation, type) or not hasattr(truncation, "chi_after")):
-            raise ConfigError(f"truncation is {truncation!r}, but must be a schedule such as ew.Worm(), or None")
+        self._schedule = Schedule(truncation, emergence.window, steps_per_epoch)
         self.model = unwrap(model)
         self.pruning_ratio = dict(pruning_ratio) if isinstance(pruning_ratio, Mapping) else pruning_ratio
         self.min_units = min_units
@@ -107,8 +107,6 @@ class TicketSearch:
         self._flops = 0
         self._shrinking = Shrinking(self.model, self.units, wanted=shrink)
         self._hook = GradientHook(self.model, self.units, sparsity_penalty)
-        self._steps_per_epoch = steps_per_epoch
-        half_life_in_steps(truncation, steps_per_epoch, None)  # an impossible one is an error now
         if self._scorer.observe:
             self._hook.observers.append(self._scorer.observe)
         if not 0 <= sparsity_penalty < math.inf:
@@ -273,7 +271,7 @@ class TicketSearch:
             raise SearchError("the state is of a search over other units: build the same model and units first")
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
-        left = self._shrinking.left_by(state.get("left"))  # which older states do not have
+        left = self._shrinking.left_by(state["left"])
         if left is not None and self._hook.attached:
             self._shrinking.check(self._hook.optimizers)
         window = MaskWindow(self.emergence.window)
@@ -305,8 +303,8 @@ class TicketSearch:
         )  # fmt: skip
         self._distances = self._window.push(mask)
         mean = sum(self._distances) / len(self._distances) if self._distances else None
-        recent = self._recent()
-        chi = self._chi(recent)
+        recent = self._schedule.recent(self._distances)
+        chi = self._schedule.chi(self.history, recent)
         truncated = self._static().units_removed if chi < 1 else 0
         self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated, recent))
         self._hook.truncations = 0
@@ -316,24 +314,6 @@ class TicketSearch:
         self._seconds += time.perf_counter() - start
         # One comparison per unit and older mask, and the passes that select the threshold.
         self._flops += mask.units * (len(self._distances) + 4)
-
-    def _recent(self) -> float | None:
-        """The mean distance to the part of the window that the schedule goes by; None until that is full."""
-        part = getattr(self.truncation, "window_part", 1.0)
-        masks = math.ceil((self.emergence.window - 1) * part)
-        if self.truncation is None or len(self._distances) < masks:
-            return None
-        return sum(self._distances[-masks:]) / masks
-
-    def _chi(self, newest: float | None) -> float:
-        """Chi after the newest check; as long as there is no distance to go by it is 1, as in the papers' code."""
-        if self.truncation is None:
-            return 1.0
-        recent = [*(check.distance_recent for check in self.history), newest]
-        chi = self.truncation.chi_after([1.0 if distance is None else distance for distance in recent])
-        if not 0 <= chi <= 1:
-            raise ConfigError(f"{self.truncation!r} gives chi {chi}, but it must be in [0, 1]")
-        return chi
 
     def _static(self) -> Mask:
         """The mask that removes the static units."""
@@ -345,14 +325,7 @@ class TicketSearch:
         newest, here = self.history[-1], self._shrinking
         static = self._static() if here.left is None else self._static().among(here.left)
         masks = gate_masks(self.model, here.units.groups, static.kept) if newest.truncated else {}
-        half_life = half_life_in_steps(self.truncation, self._steps_per_epoch, self._spans())
-        self._hook.set_truncation(masks, newest.chi, half_life)
-
-    def _spans(self) -> float | None:
-        """Optimizer steps that a full window spans; None after the first check, which tells no interval."""
-        recent = self.history[-self.emergence.window :]
-        steps, intervals = recent[-1].step - recent[0].step, len(recent) - 1
-        return steps / intervals * (self.emergence.window - 1) if intervals else None
+        self._hook.set_truncation(masks, newest.chi, self._schedule.half_life(self.history))
 
     def _settled(self) -> bool:
         """Whether there were static units at every check of a whole window, and it goes on."""

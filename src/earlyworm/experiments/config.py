@@ -137,8 +137,8 @@ class RunConfig:
     epsilon: float = 0.1
     """The largest mask distance in the window at which the ticket has emerged, in [0, 1]; for weights of text 0.01."""
     trigger: float | None = None
-    """The mean mask distance below which worm and fade start, in [0, 1]; None: worm 0.15, for weights of text 0.015;
-    fade 0.3."""
+    """The mean mask distance below which worm and fade start, in [0, 1], of fade that to the latest quarter of the
+    window; None: worm 0.15, for weights of text 0.015; fade 0.3."""
     chi: float | None = None
     """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01;
     constant 0.1; fade 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from earlyworm.costs import count_flops, latency
 from earlyworm.experiments.bench import Bench, Trained
+from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import (
     AccuracyResult,
@@ -45,11 +47,6 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
     config, data, pace = bench.config, bench.data, bench.pace
     found, retrained, ticket, small = trained.found, trained.retrained, trained.ticket, trained.small
     history = tuple(CheckRecord(**record) for record in found.history)
-    trigger = config.effective_trigger
-    acted = [check for check in history if check.chi < 1 and trigger is not None]
-    if config.method == "worm" and config.greedy_first:  # and so acts before
-        acted = [check for check in acted if check.distance_mean is not None and check.distance_mean < (trigger or 0)]
-    triggered = acted[0].epoch if acted else None
     example = data.example_inputs(1, config)
     dense_macs, dense_flops = count_flops(dense, example)[0] // 2, bench.step_flops(dense)
     search_flops = found.steps * dense_flops - found.saved_flops
@@ -80,7 +77,7 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
             emerged=found.emerged,
             forced=forced,
             epoch=None if ticket is None or forced else pace.epochs(found.steps),
-            triggered_epoch=triggered,
+            triggered_epoch=_triggered(config, history),
             seconds=found.seconds,
             train_flops=search_flops,
             overhead_seconds=found.overhead_seconds,
@@ -108,6 +105,17 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
         candidates=trained.candidates,
         notes=notes,
     )
+
+
+def _triggered(config: RunConfig, history: Sequence[CheckRecord]) -> float | None:
+    """The epoch at which the trigger of a method was met; None: it was not, or there is none."""
+    trigger = config.effective_trigger
+    if trigger is None:
+        return None
+    acted = (check for check in history if check.chi < 1)
+    if config.method == "worm" and config.greedy_first:  # and so acts before, by the distance itself
+        acted = (check for check in acted if check.distance_mean is not None and check.distance_mean < trigger)
+    return next((check.epoch for check in acted), None)
 
 
 def _parameters(model: nn.Module) -> int:
