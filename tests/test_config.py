@@ -23,7 +23,7 @@ OTHER = {
     "ratio": 0.25, "min_units": 2, "window": 3, "epsilon": 0.0, "trigger": 1.0, "chi": 0.0, "static": "window",
     "coupling": "independent", "score": "filter-l1", "sparsity_penalty": 1e-4, "check_every": 0.25, "round_to": 8,
     "force_draw": True, "device": "cpu", "track": ("tensorboard", "wandb"), "output": "elsewhere", "overwrite": True,
-    "greedy_first": True, "classes": (3, 1), "validation": 50, "span": 2.0,
+    "greedy_first": True, "classes": (3, 1), "validation": 50, "span": 2.0, "evaluate_every": 4,
 }  # fmt: skip
 # Those of one method each.
 BASELINES = {
@@ -43,7 +43,7 @@ WITH = {
     "text_columns": {"task": "text", "model": "owner/network", "data": "csv:f", "units": ("heads",)},
     **{name: {"method": method} for name, (_, method) in BASELINES.items()},
 }  # fmt: skip
-PRESENTATION = {"output", "overwrite", "track", "force_draw"}
+PRESENTATION = {"output", "overwrite", "track", "force_draw", "evaluate_every"}
 
 
 def refused(**values):
@@ -92,6 +92,7 @@ IMPOSSIBLE = [
     *(("seed", value, "in [0, 2**31)") for value in (-1, 2**31)),
     ("retrain_epochs", -1, "0 or more"),
     ("accumulation", 3, "a divisor of batch_size (32)"),
+    ("evaluate_every", 0, "at least 1"),
     ("search_epochs", 30, "below epochs (30)"),
     ("search_epochs", 31, "below epochs (30)"),
 ]  # fmt: skip

@@ -20,6 +20,8 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.reporting.learning_curves import learning_curve
+from earlyworm.reporting.run_figures import accuracy_figure
 from earlyworm.ticket import Ticket
 from runs import (
     Recorder,
@@ -110,6 +112,25 @@ def test_the_observer_is_told_everything(finished):
     assert [event[0] for event in recovered] == [1, 2, 2.5]
     assert tuple(event[2] for event in recovered) == result.accuracy.recovery
     assert recorder.told("note") == []
+
+
+def test_fewer_evaluations_change_nothing_but_what_is_measured_in_between(whole, tmp_path):
+    often = dataclasses.replace(whole, epochs=9, output=str(tmp_path / "often"))
+    seldom = dataclasses.replace(often, evaluate_every=4, output=str(tmp_path / "seldom"))
+    assert often.directory_name() == seldom.directory_name()
+    every, recorder = run(often), Recorder()
+    some = run(seldom, recorder)
+    # The ticket emerges at 1.5: that is measured, then epochs 1 to 3 of retraining, every fourth, and the end, at 7.5.
+    assert [check.accuracy is None for check in some.search.history] == [False, True, True, False]
+    kept = [0, 1, 2, 3, 7]
+    recovery = tuple(a if i in kept else None for i, a in enumerate(every.accuracy.recovery))
+    assert some.accuracy == dataclasses.replace(every.accuracy, recovery=recovery)
+    assert [event[2] for event in recorder.told("recovered")] == list(recovery)
+    curve = learning_curve(some)
+    assert curve.epochs == [0, 1.5, 1.5, 2.5, 3.5, 4.5, 5.5, 9]
+    assert set(curve.accuracy) <= set(learning_curve(every).accuracy)
+    assert list(accuracy_figure(some).data[-1].x) == curve.epochs[2:]
+    assert same_tensors(*(load_file(RunDirectory.of(config).model) for config in (often, seldom)))
 
 
 def test_the_saved_network_has_the_recorded_accuracy_in_a_fresh_process(whole, fresh_python):

@@ -53,7 +53,7 @@ class Reporter:
         """See `Observer`."""
         self.tell("check", dataclasses.asdict(record))
 
-    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
+    def recovered(self, epoch: float, loss: float, accuracy: float | None) -> None:
         """See `Observer`."""
         self.tell("recovered", epoch, loss, accuracy)
 

@@ -32,8 +32,8 @@ class Observer(Protocol):
     def check(self, record: CheckRecord) -> None:
         """A check of the search is done."""
 
-    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
-        """An epoch of retraining is done."""
+    def recovered(self, epoch: float, loss: float, accuracy: float | None) -> None:
+        """An epoch of retraining is done; it may not have been evaluated."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -51,7 +51,7 @@ class Silent:
     def check(self, record: CheckRecord) -> None:
         """Nothing."""
 
-    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
+    def recovered(self, epoch: float, loss: float, accuracy: float | None) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -93,11 +93,11 @@ class Found:
 
 @dataclass
 class Retrained:
-    """What the retraining stage hands on: steps, seconds, and accuracy and loss after every epoch."""
+    """What the retraining stage hands on: steps, seconds, and loss and accuracy (None: not measured) of every epoch."""
 
     steps: int = 0
     seconds: float = 0.0
-    recovery: list[float] = field(default_factory=list)
+    recovery: list[float | None] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
 

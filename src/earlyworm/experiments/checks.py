@@ -70,7 +70,7 @@ def check_ranges(config: RunConfig) -> None:
     require(fit, "min_units", config.min_units, "at least 1 (units), or in (0, 1) (a fraction of a layer)")
     require(config.macs is None or config.macs > 0, "macs", config.macs, "above 0")
     for name in (
-        "batch_size", "accumulation", "round_to", "search_epochs", "epochs", "max_length", "rounds",
+        "batch_size", "accumulation", "round_to", "search_epochs", "epochs", "max_length", "rounds", "evaluate_every",
         "probe_epochs",
     ):  # fmt: skip
         require(getattr(config, name) >= 1, name, getattr(config, name), "at least 1")

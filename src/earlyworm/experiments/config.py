@@ -36,7 +36,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
 WEIGHTS_DEFAULTS: dict[str, Any] = {"method": "worm", "score": "auto", "epsilon": 0.01, "trigger": 0.015}
 
 # Fields that say where and how a run is shown and stored, not what it computes.
-_NOT_SETTINGS = frozenset({"output", "overwrite", "track", "force_draw"})
+_NOT_SETTINGS = frozenset({"output", "overwrite", "track", "force_draw", "evaluate_every"})
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,9 @@ class RunConfig:
     """Network slimming: penalty * sign(scale) is added to the gradient of the batch-norm scales."""
     check_every: float = 1.0
     """Epochs between two masks; fractions are allowed; for text 0.25."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations; there always is one where a ticket is drawn, after each of the first three epochs
+    that follow, and at the end."""
     round_to: int = 1
     """Keep the best removed units until every width is a multiple of this."""
     force_draw: bool = False

@@ -104,7 +104,7 @@ def _train_round(
     applied = ticket.apply(dense, optimizer)
     model, prepared = accelerator.prepare(dense, optimizer)
     if not found.history:
-        _record(bench, found, model, None)
+        _record(bench, found, None, evaluate(model, bench.data, config, accelerator))
     while done < length:
         start = time.perf_counter()
         steps = min(pace.steps_per_epoch, length - done)
@@ -116,7 +116,8 @@ def _train_round(
         found.seconds += time.perf_counter() - start
         if done == rewind:
             rewound = _weights(dense)
-        _record(bench, found, model, loss)
+        due = done == length or pace.epochs_end(done, steps, config.evaluate_every)
+        _record(bench, found, loss, evaluate(model, bench.data, config, accelerator) if due else None)
         bench.checkpoint({
             "stage": "search", "found": asdict(found), "mask": ticket.mask.bits, "rewound": rewound,
             "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
@@ -126,13 +127,13 @@ def _train_round(
     return rewound
 
 
-def _record(bench: Bench, found: Found, model: nn.Module, loss: float | None) -> None:
-    """Evaluate, and tell and log it; there are no masks to compare before a round is over."""
-    accuracy = evaluate(model, bench.data, bench.config, bench.accelerator)
+def _record(bench: Bench, found: Found, loss: float | None, accuracy: float | None) -> None:
+    """Tell and log an epoch; there are no masks to compare before a round is over."""
     record = CheckRecord(bench.pace.epochs(found.steps), None, None, 1.0, 0, loss, accuracy)
     found.history.append(asdict(record))
     bench.observer.check(record)
-    bench.accelerator.log({"search/accuracy": accuracy}, step=found.steps)
+    if accuracy is not None:
+        bench.accelerator.log({"search/accuracy": accuracy}, step=found.steps)
 
 
 def _rewind(bench: Bench) -> int:

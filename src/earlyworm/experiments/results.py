@@ -26,7 +26,7 @@ class CheckRecord:
         chi: What gradients of static units are multiplied by from here on; 1 is no truncation.
         truncated: How many units are static from here on; 0 while chi is 1.
         loss: Mean training loss since the last check; None at the first.
-        accuracy: Held-out accuracy, in [0, 1]; None at checks within an epoch, unless a ticket was drawn there.
+        accuracy: Held-out accuracy, in [0, 1]; None where it was not measured.
     """
 
     epoch: float
@@ -86,12 +86,13 @@ class SearchResult:
 class AccuracyResult:
     """Held-out accuracies, in [0, 1]; `pruned` and `final` are None where no ticket was drawn.
 
-    `recovery` has one per epoch of retraining, `losses` the mean training loss of the same epoch.
+    `recovery` has one per epoch of retraining, None where it was not measured, `losses` the mean training loss of the
+    same epoch.
     """
 
     before: float
     pruned: float | None
-    recovery: tuple[float, ...]
+    recovery: tuple[float | None, ...]
     final: float | None
     losses: tuple[float, ...] = ()
 

@@ -17,6 +17,8 @@ from earlyworm.experiments.run_directory import build_network
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer, stable_seed
 from earlyworm.ticket import Ticket
 
+_RECOVERING = 3  # epochs after the cut: accuracy is measured after each of them
+
 
 def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found) -> nn.Module:
     """The compacted network with the weights to retrain from; notes how good it is as it was cut out."""
@@ -63,11 +65,14 @@ def retrain(
         loss = bench.train(model, prepared, "retrain", retrained.steps, steps, Progress(total, found.progress))
         retrained.steps += steps
         retrained.seconds += time.perf_counter() - start
-        accuracy = evaluate(model, bench.data, config, accelerator)
+        due = retrained.steps == last or pace.epochs(retrained.steps) <= _RECOVERING
+        due = due or pace.epochs_end(retrained.steps, steps, config.evaluate_every)
+        accuracy = evaluate(model, bench.data, config, accelerator) if due else None
         retrained.recovery.append(accuracy)
         retrained.losses.append(loss)
         bench.observer.recovered(pace.epochs(retrained.steps), loss, accuracy)
-        accelerator.log({"retrain/loss": loss, "retrain/accuracy": accuracy}, step=found.steps + retrained.steps)
+        numbers = {"retrain/loss": loss} | ({} if accuracy is None else {"retrain/accuracy": accuracy})
+        accelerator.log(numbers, step=found.steps + retrained.steps)
         bench.checkpoint({
             "stage": "retrain", "found": asdict(found), "retrained": asdict(retrained),
             "model": small.state_dict(), "optimizer": optimizer.state_dict(),

@@ -98,7 +98,8 @@ def train_dense(
             if config.retrain_from == "emergence" and config.method != "late":
                 found.progress = schedule.after(found.steps)
             # Not at every check: there may be many in an epoch, and each evaluation can take as long as they do.
-            due = found.steps == last or _emerged(search) > emerged or bench.pace.epoch_ends(found.steps, steps)
+            due = found.steps == last or _emerged(search) > emerged
+            due = due or pace.epochs_end(found.steps, steps, config.evaluate_every)
             _record(bench, found, search, loss, _accuracy(bench, model) if due else None)
             if checked:
                 checked(found)

@@ -79,9 +79,10 @@ class Pace:
         """How many epochs `steps` are."""
         return steps / self.steps_per_epoch
 
-    def epoch_ends(self, done: int, steps: int) -> bool:
-        """Whether an epoch has ended within the last `steps` of `done` steps."""
-        return done // self.steps_per_epoch > (done - steps) // self.steps_per_epoch
+    def epochs_end(self, done: int, steps: int, epochs: int = 1) -> bool:
+        """Whether another `epochs` epochs have ended within the last `steps` of `done` steps."""
+        length = epochs * self.steps_per_epoch
+        return done // length > (done - steps) // length
 
 
 def check_batch(model: nn.Module, inputs: ExampleInputs) -> None:

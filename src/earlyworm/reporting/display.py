@@ -85,10 +85,11 @@ class Display(LiveDisplay):
             truncated=str(record.truncated),
         )
 
-    def recovered(self, epoch: float, loss: float, accuracy: float) -> None:
+    def recovered(self, epoch: float, loss: float, accuracy: float | None) -> None:
         """Show the epoch of retraining that is done, its mean training loss, and the held-out accuracy in [0, 1]."""
         self.progress(epoch, loss)
-        self._readings["accuracy"] = f"{accuracy:.1%}"
+        if accuracy is not None:
+            self._readings["accuracy"] = f"{accuracy:.1%}"
         self._line("recovered", epoch=f"{epoch:.4g}", loss=_number(loss), accuracy=_number(accuracy))
 
     def note(self, text: str) -> None:

@@ -34,10 +34,12 @@ def learning_curve(result: RunResult) -> LearningCurve:
     flops = [search.train_flops * epoch / drawn if drawn else 0.0 for epoch in epochs]
     if accuracy.pruned is not None:
         length = retrain_length(result)
-        taken = [min(float(epoch), length) for epoch in range(len(accuracy.recovery) + 1)]
+        after = enumerate((accuracy.pruned, *accuracy.recovery))
+        measured = {epoch: value for epoch, value in after if value is not None}
+        taken = [min(float(epoch), length) for epoch in measured]
         epochs += [drawn + epoch for epoch in taken]
         flops += [search.train_flops + result.total.retrain_flops * epoch / (length or 1.0) for epoch in taken]
-        values += [accuracy.pruned, *accuracy.recovery]
+        values += measured.values()
     return LearningCurve(epochs, flops, values)
 
 

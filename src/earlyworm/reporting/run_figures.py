@@ -42,8 +42,8 @@ def accuracy_figure(result: RunResult) -> go.Figure:
     """Held-out accuracy through search, pruning and retraining."""
     config, accuracy, drawn = result.config, result.accuracy, draw_epoch(result)
     before = {check.epoch: check.accuracy for check in result.search.history if check.accuracy is not None}
-    ends = [drawn + min(epoch, retrain_length(result)) for epoch in range(1, len(accuracy.recovery) + 1)]
-    after = dict(zip(ends, accuracy.recovery, strict=True))
+    measured = {epoch: value for epoch, value in enumerate(accuracy.recovery, start=1) if value is not None}
+    after = {drawn + min(epoch, retrain_length(result)): value for epoch, value in measured.items()}
     if result.ticket is not None and not pruned_in_training(result):
         name = "training, dense network" if config.method == "dense" else "training, smaller network"
         colour = DENSE if config.method == "dense" else TICKET
