@@ -57,7 +57,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Rival:
-    """A method against another one in final accuracy, and its share of dense training's FLOPs; None: unknown."""
+    """A method against another one in final accuracy, and its share of dense training's FLOPs; None: says nothing."""
 
     method: str
     final: Summary
@@ -148,7 +148,8 @@ def rivals(
     for method in dict.fromkeys([against, *(method for method, _ in of)]):
         final = of[method, "accuracy_final"]
         standing = STANDINGS[judge(final.paired, lower_is_better=False)]
-        found.append(Rival(method, final, standing, of[method, "relative_flops"].mean))
+        flops = of[method, "relative_flops"].mean if comparison.match == "epochs" else None  # else all spend the same
+        found.append(Rival(method, final, standing, flops))
     return found
 
 

@@ -31,7 +31,9 @@ _STAGES = {
 
 
 def cost_figure(comparison: Comparison, setting: Setting) -> str | None:
-    """Final accuracy against the FLOPs of all training, a point per method; None if nothing is done."""
+    """Final accuracy against the FLOPs of all training, a point per method; None if they are the same for all."""
+    if comparison.match == "flops":
+        return None
     points: dict[str, tuple[Mean, Mean, str]] = {}
     for method in comparison.methods:
         results = comparison.results(setting, method).values()

@@ -76,5 +76,5 @@ def _cell(comparison: Comparison, setting: Setting, label: str | None) -> str:
     final, flops, pruned = (None if mean is None else mean.value for mean in means)
     if label == DENSE:
         return percent(final)
-    told = f"{percent(final)} at {share(flops)}"
+    told = percent(final) if comparison.match == "flops" else f"{percent(final)} at {share(flops)}"
     return told if label in ("random", "narrow") else f"{told} ({percent(pruned)})"

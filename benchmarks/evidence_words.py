@@ -198,12 +198,12 @@ def _standings(found: Sequence[Rival]) -> list[str]:
     if not found or found[0].final.mean is None:
         return []
     first, *others = found
-    lines = [
-        f"`{first.method}` ends at {percent(first.final.mean)}, for {share(first.flops)} of dense training's FLOPs."
-    ]
+    of_dense = f"for {share(first.flops)} of dense training's FLOPs"
+    cost = "with as many training FLOPs as every other" if first.flops is None else of_dense
+    lines = [f"`{first.method}` ends at {percent(first.final.mean)}, {cost}."]
     for standing, words in _STANDINGS.items():
         names = [
-            f"`{rival.method}` ({with_interval(rival.final, in_points)}; {share(rival.flops)})"
+            f"`{rival.method}` ({'; '.join([with_interval(rival.final, in_points), *_share(rival)])})"
             for rival in others
             if rival.standing == standing
         ]
@@ -271,8 +271,13 @@ def _pictures(figures: Sequence[tuple[str, Setting | None, str]], of: Setting | 
 def _standing(rival: Rival | None) -> str:
     if rival is None or rival.standing == "no data":
         known = rival is not None and rival.final.mean is not None
-        return f"{percent(rival.final.mean)} at {share(rival.flops)}" if known else "-"
-    return f"{weighed(rival.standing)} at {share(rival.flops)}"
+        return " at ".join([percent(rival.final.mean), *_share(rival)]) if known else "-"
+    return " at ".join([weighed(rival.standing), *_share(rival)])
+
+
+def _share(rival: Rival) -> list[str]:
+    """What share of dense training's FLOPs a method takes, if they are not the same for all."""
+    return [] if rival.flops is None else [share(rival.flops)]
 
 
 def weighed(verdict: str) -> str:

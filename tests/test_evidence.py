@@ -445,11 +445,28 @@ def test_what_fade_changes_is_summed_up():
     for words in (
         "At most a third of Early Bird's FLOPs of the search: in 0 of 1.",
         "No more than half a point below dense training at the end: in 1 of 1.",
-        "Final accuracy against `narrow`: better in 1 of 1.",
+        "Final accuracy with as many epochs as `narrow`: better in 1 of 1.",
     ):
         assert f"- {words}" in text
-    assert "against `random`:" not in text
+    assert "as `random`:" not in text
     assert "[without]" not in text
+
+
+def test_where_all_spend_the_same_no_share_is_told():
+    same = stored("same", dataclasses.replace(WITH_FADE, match="flops"))
+    text = fade_summary([same])
+    (cost,) = table_with(text, "emerged at epoch")
+    assert (cost["all FLOPs of dense training's"], cost["all seconds of dense training's"]) == ("-", "-")
+    assert cost["search FLOPs of Early Bird's"] == "83% [83%, 83%]"
+    assert "- At most half of dense training's FLOPs: in 0 of 0." in text
+    assert "- Final accuracy with as many training FLOPs as `narrow`: better in 1 of 1." in text
+    assert "as many epochs" not in text
+    assert "| [same](#same) | 93.1% |" in rivals_summary([same])
+    told = flat(section(same, []))
+    assert "- `early-bird` ends at 93.1%, with as many training FLOPs as every other." in told
+    assert "of dense training's" not in told.split("<details>")[0]
+    assert cost_figure(same.comparison, same.comparison.settings[0]) is None
+    assert "% at " not in overview([same])
 
 
 def test_fade_is_compared_with_early_bird_under_the_same_floor():
