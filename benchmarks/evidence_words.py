@@ -60,21 +60,25 @@ def claims_table(columns: Sequence[str], found: Mapping[tuple[str, ...], Sequenc
 
 
 def rivals_summary(stored: Sequence[Stored]) -> str:
-    """Final accuracies against Early Bird's in all settings, with shares of FLOPs, and how often each is as good."""
+    """Final accuracies against Early Bird's in all settings, with shares of FLOPs, and how often each is as good.
+
+    What is compared in one setting only stands in the section of that; so do training sets that grow.
+    """
     found = {
         place: {rival.method: rival for rival in some}
         for place, comparison, setting in held_out(stored)
-        if (some := rivals(comparison, setting))
+        if not over_sizes(comparison) and (some := rivals(comparison, setting))
     }
     if not found:
         return "No comparison with Early Bird is stored yet."
-    methods = [*dict.fromkeys(method for of in found.values() for method in of)]
-    rows = [[name, *(_standing(of.get(method)) for method in methods)] for name, of in found.items()]
+    places = Counter(method for of in found.values() for method in of)
+    methods = [method for method, count in places.items() if count > 1 or len(found) == 1]
+    rows = [[f"`{method}`", *(_standing(of.get(method)) for of in found.values())] for method in methods]
     lines = []
     for method in methods[1:]:
         told = standings_counted(of[method].standing for of in found.values() if method in of)
         lines += [f"`{method}`: {told}."] if told else []
-    return markdown(["comparison", *(f"`{method}`" for method in methods)], rows) + "\n\n" + bullets(lines)
+    return markdown(["method", *found], rows) + "\n\n" + bullets(lines)
 
 
 def section(one: Stored, figures: Iterable[tuple[str, Setting | None, str]]) -> str:

@@ -419,7 +419,10 @@ def test_the_summary_counts_what_holds():
     assert "| [five](#five) | **holds** | **holds** | not shown | not shown | not shown | **holds** |" in text
     assert "*sooner (epochs)* holds in 1 of 2, is contradicted in 0 and not shown in 0; on too few seeds in 1." in text
     text = rivals_summary(both)
-    assert "| [five](#five) | 93.1% at 61% | as good at 53% | **worse** at 35% | **better** at 100% |" in text
+    assert "| method | [five](#five) | [three](#three) |" in text
+    assert "| `early-bird` | 93.1% at 61% | 93.1% at 61% |" in text
+    assert "| `narrow` | **worse** at 35% | too few seeds at 35% |" in text
+    assert "| `dense` | **better** at 100% |" in text
     assert "- `narrow`: worse in 1, too few seeds in 1 of 2." in text
 
 
@@ -461,7 +464,7 @@ def test_where_all_spend_the_same_no_share_is_told():
     assert "- At most half of dense training's FLOPs: in 0 of 0." in text
     assert "- Final accuracy with as many training FLOPs as `narrow`: better in 1 of 1." in text
     assert "as many epochs" not in text
-    assert "| [same](#same) | 93.1% |" in rivals_summary([same])
+    assert "| `early-bird` | 93.1% |" in rivals_summary([same])
     told = flat(section(same, []))
     assert "- `early-bird` ends at 93.1%, with as many training FLOPs as every other." in told
     assert "of dense training's" not in told.split("<details>")[0]
