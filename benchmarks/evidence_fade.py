@@ -177,7 +177,7 @@ def _against_quick(variant: Variant) -> str:
 
 def _watched(config: RunConfig) -> tuple[float, int]:
     """The interval between checks and the window."""
-    return config.check_every, config.emergence.window
+    return config.effective_check_every, config.emergence.window
 
 
 def _reached(found: Sequence[Variant]) -> list[str]:

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from earlyworm.comparisons.comparison import Comparison, Setting
-from earlyworm.experiments.config import RunConfig
 from earlyworm.reporting.formats import percent
 from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, WORM, mean_over
-from evidence_fade import configs_of
 from evidence_settings import among, on_validation
 from evidence_store import Stored
 from evidence_words import share
@@ -15,7 +13,7 @@ from tables import markdown
 RATIO = 0.5  # of other pruning ratios, docs/results.md tells
 METHODS = {
     DENSE: "dense", "random": "random ticket", "narrow": "narrower network", EARLY_BIRD: "Early Bird", WORM: "WORM",
-    FADE: "Fade", "sooner": "Fade, shorter window",
+    FADE: "Fade",
 }  # fmt: skip
 
 
@@ -26,7 +24,7 @@ def overview(stored: Sequence[Stored]) -> str:
         for one in stored
         if not on_validation(one.comparison)
         for setting in one.comparison.settings
-        if setting.ratio == RATIO and {FADE, EARLY_BIRD} <= {*_labels(one.comparison, setting)}
+        if setting.ratio == RATIO and {FADE, EARLY_BIRD} <= _compared(one.comparison, setting)
     ]
     return markdown(["setting", *METHODS.values()], rows) if rows else "No comparison with Fade is stored yet."
 
@@ -41,40 +39,25 @@ def with_overview(text: str, table: str) -> str:
 
 
 def _row(one: Stored, setting: Setting) -> list[str]:
-    labels = _labels(one.comparison, setting)
+    compared = _compared(one.comparison, setting)
     told = [f"{value}" for name, value in among(one.comparison, setting).items() if name != "ratio"]
     place = " ".join([f"[{one.name}](docs/results.md#{one.name})", *told])
-    return [place, *(_cell(one.comparison, setting, labels.get(method)) for method in METHODS)]
+    return [place, *(_cell(one.comparison, setting, method) if method in compared else "-" for method in METHODS)]
 
 
-def _labels(comparison: Comparison, setting: Setting) -> dict[str, str]:
-    """The label of each method with enough seeds: the plain one, and of Fade also the one with the shortest window."""
-    known = configs_of(comparison, setting)
-    configs = {label: of for label, of in known.items() if len(comparison.results(setting, label)) >= FEWEST_PAIRS}
-    found = {method: method for method in METHODS if method in configs}
-    if FADE in found:
-        sooner = [label for label, config in configs.items() if config.method == FADE and not config.shrink]
-        quickest = min(sooner, key=lambda label: _span(configs[label]))
-        if _span(configs[quickest]) < _span(configs[FADE]):
-            found["sooner"] = quickest
-    return found
+def _compared(comparison: Comparison, setting: Setting) -> set[str]:
+    """The methods with enough seeds."""
+    return {method for method in METHODS if len(comparison.results(setting, method)) >= FEWEST_PAIRS}
 
 
-def _span(config: RunConfig) -> float:
-    """Epochs from the oldest to the newest mask of the window."""
-    return (config.emergence.window - 1) * config.check_every
-
-
-def _cell(comparison: Comparison, setting: Setting, label: str | None) -> str:
+def _cell(comparison: Comparison, setting: Setting, method: str) -> str:
     """Final accuracy, share of dense training's FLOPs, and accuracy right after the cut, on average over seeds."""
-    if label is None:
-        return "-"
-    results = comparison.results(setting, label).values()
+    results = comparison.results(setting, method).values()
     if missing := sum(result.ticket is None for result in results):
         return f"{len(results) - missing} of {len(results)} emerged"
     means = [mean_over(results, name) for name in ("accuracy_final", "relative_flops", "accuracy_pruned")]
     final, flops, pruned = (None if mean is None else mean.value for mean in means)
-    if label == DENSE:
+    if method == DENSE:
         return percent(final)
     told = percent(final) if comparison.match == "flops" else f"{percent(final)} at {share(flops)}"
-    return told if label in ("random", "narrow") else f"{told} ({percent(pruned)})"
+    return told if method in ("random", "narrow") else f"{told} ({percent(pruned)})"

@@ -21,7 +21,7 @@ from earlyworm.experiments.run import run
 from evidence_store import grid_file
 from tables import head, line
 
-METHODS = ("dense", "early-bird", "worm", "fade", "fade:shrink=true", "fade:check_every=0.5,span=2")
+METHODS = ("dense", "early-bird", "worm", "fade", "fade:shrink=true")
 
 
 def trained(grid: str, seed: int, methods: Sequence[str], folder: str) -> dict[str, RunResult]:

@@ -72,7 +72,7 @@ IMPOSSIBLE = [
     ("rounds", 0, "at least 1"),
     ("half_life", 0.0, "above 0"),
     ("validation", 0, "above 0"),
-    ("span", 0.5, "at least check_every (1 epochs)"),
+    ("span", 0.2, "at least check_every (0.25 epochs)"),
     ("extrusion", -0.5, "0 or more"),
     *(("ratio", value, "in [0, 1)") for value in (-0.1, 1.0, 1, 2.5)),
     *((name, value, "in [0, 1]") for name in ("epsilon", "trigger", "chi") for value in (-0.001, 1.001)),
@@ -165,6 +165,23 @@ def test_when_the_ticket_is_drawn(method, values, epoch):
 )  # fmt: skip
 def test_what_a_method_does_with_static_units_unless_it_is_told(config, trigger, chi):
     assert (config.effective_trigger, config.effective_chi) == (trigger, chi)
+
+
+@pytest.mark.parametrize(
+    ("config", "epochs"),
+    [
+        (RunConfig(), 0.25), (RunConfig(method="worm"), 1.0), (RunConfig(method="dense"), 1.0),
+        (RunConfig(check_every=1.0), 1.0), (RunConfig(method="early-bird", check_every=0.5), 0.5),
+        (RunConfig.for_text(), 0.25), (RunConfig.for_text(method="worm"), 0.25),
+    ],
+)  # fmt: skip
+def test_how_often_a_method_looks_unless_it_is_told(config, epochs):
+    assert config.effective_check_every == epochs
+
+
+def test_a_span_is_measured_in_checks_of_the_method():
+    assert RunConfig(span=1.0).emergence.window == 5
+    assert RunConfig(method="worm", span=1.0).emergence.window == 2
 
 
 @pytest.mark.parametrize(

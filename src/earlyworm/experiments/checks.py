@@ -49,8 +49,8 @@ def check_ranges(config: RunConfig) -> None:
         value = getattr(config, name)
         require(value is None or 0 <= value < 1, name, value, "in [0, 1); it is the fraction of units removed")
     require(config.window >= 2, "window", config.window, "at least 2, to have masks to compare")
-    fit = config.span is None or config.span >= config.check_every
-    require(fit, "span", config.span, f"at least check_every ({config.check_every:g} epochs)")
+    fit = config.span is None or config.span >= config.effective_check_every
+    require(fit, "span", config.span, f"at least check_every ({config.effective_check_every:g} epochs)")
     require(0 <= config.epsilon <= 1, "epsilon", config.epsilon, "in [0, 1]")
     require(config.trigger is None or 0 <= config.trigger <= 1, "trigger", config.trigger, "in [0, 1]")
     require(config.half_life is None or config.half_life > 0, "half_life", config.half_life, "above 0 (epochs)")
@@ -61,7 +61,7 @@ def check_ranges(config: RunConfig) -> None:
     require(config.max_grad_norm is None or config.max_grad_norm > 0, "max_grad_norm", config.max_grad_norm, "above 0")
     require(config.weight_decay >= 0, "weight_decay", config.weight_decay, "0 or more")
     require(config.sparsity_penalty >= 0, "sparsity_penalty", config.sparsity_penalty, "0 or more")
-    require(config.check_every > 0, "check_every", config.check_every, "above 0 (epochs)")
+    require(config.effective_check_every > 0, "check_every", config.check_every, "above 0 (epochs)")
     require(config.limit is None or config.limit > 0, "limit", config.limit, "above 0")
     require(config.validation is None or config.validation > 0, "validation", config.validation, "above 0")
     require(config.extrusion >= 0, "extrusion", config.extrusion, "0 or more")

@@ -23,6 +23,7 @@ DEFAULT_CHI = {
     "text": {"constant": 0.1, "worm": 0.01, "fade": 0.0},
 }
 DEFAULT_TRIGGER = {"worm": 0.15, "fade": 0.3}
+DEFAULT_CHECK_EVERY = {"fade": 0.25}
 
 # A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
 # tell nothing; how much the loss depends on them does.
@@ -156,8 +157,8 @@ class RunConfig:
     """What makes a unit important; auto: batch-norm or else filter-l2, of transformers magnitude; for text taylor."""
     sparsity_penalty: float = 0.0
     """Network slimming: penalty * sign(scale) is added to the gradient of the batch-norm scales."""
-    check_every: float = 1.0
-    """Epochs between two masks; fractions are allowed; for text 0.25."""
+    check_every: float | None = None
+    """Epochs between two masks; fractions are allowed; None: 1, of fade 0.25; for text 0.25."""
     evaluate_every: int = 1
     """Epochs between two evaluations; there always is one where a ticket is drawn, after each of the first three epochs
     that follow, and at the end."""
@@ -204,7 +205,12 @@ class RunConfig:
         """When the ticket of a search counts as emerged."""
         if self.span is None:
             return Emergence(self.window, self.epsilon)
-        return Emergence.spanning(self.span, check_every=self.check_every, epsilon=self.epsilon)
+        return Emergence.spanning(self.span, check_every=self.effective_check_every, epsilon=self.epsilon)
+
+    @property
+    def effective_check_every(self) -> float:
+        """The epochs between two masks: the given ones, or the method's own default."""
+        return DEFAULT_CHECK_EVERY.get(self.method, 1.0) if self.check_every is None else self.check_every
 
     @property
     def effective_trigger(self) -> float | None:

@@ -73,7 +73,7 @@ class Pace:
                 f"{processes} processes: choose a batch_size that is a multiple of {parts}"
             )
         steps = examples // batch
-        return cls(batch, steps, max(1, round(config.check_every * steps)))
+        return cls(batch, steps, max(1, round(config.effective_check_every * steps)))
 
     def epochs(self, steps: int) -> float:
         """How many epochs `steps` are."""
