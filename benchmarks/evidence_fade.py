@@ -126,11 +126,11 @@ def _cost(rival: str, name: str) -> Cell:
     return cell
 
 
-def _drop(variant: Variant) -> str:
+def _after_the_cut(variant: Variant) -> str:
     def mean(label: str) -> str:
-        of = summaries(variant.comparison, variant.setting, label, (), ["accuracy_drop"])
-        summary = of.get((label, "accuracy_drop"))
-        return "-" if summary is None or summary.mean is None else f"{100 * summary.mean:.1f}"
+        of = summaries(variant.comparison, variant.setting, label, (), ["accuracy_pruned"])
+        summary = of.get((label, "accuracy_pruned"))
+        return "-" if summary is None else percent(summary.mean)
 
     return f"{mean(variant.label)} (Early Bird {mean(variant.early_bird)})"
 
@@ -138,7 +138,7 @@ def _drop(variant: Variant) -> str:
 _COSTS: tuple[tuple[str, Cell], ...] = (
     ("emerged at epoch", _epoch),
     ("search FLOPs of Early Bird's", _cost(EARLY_BIRD, "emergence_flops")),
-    ("points lost at the cut", _drop),
+    ("accuracy right after the cut", _after_the_cut),
     ("all FLOPs of dense training's", _cost(DENSE, "total_flops")),
     ("all seconds of dense training's", _cost(DENSE, "total_seconds")),
 )

@@ -439,7 +439,7 @@ def test_what_fade_changes_is_summed_up():
     (cost,) = table_with(text, "emerged at epoch")
     assert cost["emerged at epoch"] == "10"
     assert cost["search FLOPs of Early Bird's"] == "83% [83%, 83%]"
-    assert cost["points lost at the cut"] == "6.0 (Early Bird 45.2)"
+    assert cost["accuracy right after the cut"] == "90.0% (Early Bird 50.8%)"
     assert cost["all FLOPs of dense training's"] == "57% [57%, 57%]"
     (end,) = table_with(text, "final")
     assert end["final"] == "96.1%"
