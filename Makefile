@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check clean
 
+# One thread each: networks this small gain nothing by more, and threads that fight for busy cores are many times slower.
 demo: $(INSTALLED)
-	$(BIN)/earlyworm run
+	OMP_NUM_THREADS=1 $(BIN)/earlyworm run
 
-# One process per core, with a thread each: threads of several processes that fight for cores are many times slower.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 

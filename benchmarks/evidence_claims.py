@@ -8,13 +8,12 @@ import numpy as np
 
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.quantities import QUANTITIES, Quantity
-from earlyworm.comparisons.statistics import Paired, Summary, bootstrap_interval, summarise
+from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired, Summary, bootstrap_interval, summarise
 from earlyworm.experiments.results import RunResult
 
 EARLY_BIRD, WORM, FADE, DENSE = "early-bird", "worm", "fade", "dense"
 CHALLENGERS = (WORM, FADE)  # what the claims are about
 
-FEWEST_PAIRS = 5  # that four differences have one sign comes about by chance once in eight
 
 Verdict = Literal["holds", "not shown", "contradicted", "too few seeds", "no data"]
 Standing = Literal["better", "as good", "worse", "too few seeds", "no data"]

@@ -5,10 +5,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from earlyworm.comparisons.comparison import Comparison, Setting
-from earlyworm.comparisons.statistics import Paired, Summary, compare_paired
+from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired, Summary, compare_paired
 from earlyworm.experiments.config import RunConfig
 from earlyworm.reporting.formats import percent
-from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, STANDINGS, judge, summaries
+from evidence_claims import DENSE, EARLY_BIRD, FADE, STANDINGS, judge, summaries
 from evidence_store import Stored
 from evidence_words import (
     bullets,

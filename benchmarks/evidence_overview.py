@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from earlyworm.comparisons.comparison import Comparison, Setting
+from earlyworm.comparisons.statistics import FEWEST_PAIRS
 from earlyworm.reporting.formats import percent
-from evidence_claims import DENSE, EARLY_BIRD, FADE, FEWEST_PAIRS, WORM, mean_over
+from evidence_claims import DENSE, EARLY_BIRD, FADE, WORM, mean_over
 from evidence_settings import among, on_validation
 from evidence_store import Stored
-from evidence_words import share
+from evidence_words import bullets, share
 from tables import markdown
 
 RATIO = 0.5  # of other pruning ratios, docs/results.md tells
@@ -19,14 +20,17 @@ METHODS = {
 
 def overview(stored: Sequence[Stored]) -> str:
     """Where methods end, in every setting on held-out examples in which Fade is compared with Early Bird."""
-    rows = [
-        _row(one, setting)
+    shown = [
+        (one, setting)
         for one in stored
         if not on_validation(one.comparison)
         for setting in one.comparison.settings
         if setting.ratio == RATIO and {FADE, EARLY_BIRD} <= _compared(one.comparison, setting)
     ]
-    return markdown(["setting", *METHODS.values()], rows) if rows else "No comparison with Fade is stored yet."
+    if not shown:
+        return "No comparison with Fade is stored yet."
+    table = markdown(["setting", *METHODS.values()], (_row(one, setting) for one, setting in shown))
+    return f"{table}\n\n{bullets(dict.fromkeys(f'*{one.name}*: {one.about}' for one, _ in shown))}"
 
 
 def with_overview(text: str, table: str) -> str:

@@ -105,7 +105,19 @@ def test_verdict(finals, headline):
     runs = [made_up("early-bird", seed, final=0.95) for seed in range(3)]
     runs += [made_up(m, s, final=0.95 + gain + noise[s]) for m, gain in finals.items() for s in range(3)]
     comparison = comparison_of(*runs)
-    assert verdict_of(views_of(comparison)[comparison.settings[0]]).headline == headline
+    found = verdict_of(views_of(comparison)[comparison.settings[0]]).headline
+    assert found == f"{headline} (3 seeds: too few to be sure)"
+
+
+def test_five_seeds_are_a_verdict():
+    runs = [
+        made_up(method, seed, final=final)
+        for seed in range(5)
+        for method, final in (("early-bird", 0.9), ("worm", 0.95))
+    ]
+    comparison = comparison_of(*runs)
+    found = verdict_of(views_of(comparison)[comparison.settings[0]]).headline
+    assert found == "worm ends more accurate than early-bird"
 
 
 def test_one_seed_is_no_verdict():

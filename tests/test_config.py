@@ -188,6 +188,12 @@ def test_a_span_is_measured_in_checks_of_the_method():
     ("values", "message"),
     [
         ({"method": "imp", "sparsity_penalty": 0.1}, "sparsity_penalty is 0.1, but must be 0 for imp, whose units"),
+        (
+            {"method": "worm", "search_epochs": 3},
+            "search_epochs is 3, but must be at least 4, to fill a window of 5 masks; or lower window or check_every",
+        ),
+        ({"search_epochs": 1, "span": 2.0}, "search_epochs is 1, but must be at least 2, to fill a window of 9 masks"),
+        ({"search_epochs": 1, "score": "taylor"}, "search_epochs is 1, but must be at least 1.25, to fill a window"),
         ({"method": "fade", "chi": 1.0}, "chi is 1.0, but must be below 1 for fade"),
         *(
             ({"method": method, "shrink": True}, f"shrink is True, but must be False for {method}: only constant, ")

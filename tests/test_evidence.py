@@ -727,7 +727,7 @@ def test_the_table_of_the_readme_shows_each_setting_once():
         stored("begun", comparison_of(*several(), *(faded(seed) for seed in SEEDS[:4]))),
     ]))  # fmt: skip
     assert text.startswith("Before.\n<!-- measured: start -->\n| setting |")
-    assert text.endswith("|\n<!-- measured: end -->\nAfter.\n")
+    assert text.endswith("|\n\n- *four*:\n- *some*:\n<!-- measured: end -->\nAfter.\n")
     first, second = (line.strip("| ").split(" | ") for line in text.splitlines() if "results.md" in line)
     assert first == [
         "[four](docs/results.md#four)", "95.1%", "-", "92.1% at 35%", "93.1% at 61% (50.8%)", "93.1% at 53% (51.2%)",

@@ -301,14 +301,14 @@ def test_impossible_sizes_and_choices(given, part):
 
 GIVEN = {
     "methods": ["early-bird", {"name": "worm-window", "method": "worm", "static": "window"}],
-    "seeds": [0, 1], "baseline": "early-bird", "data": "digits", "epochs": 4, "search-epochs": 3, "augment": "flip",
+    "seeds": [0, 1], "baseline": "early-bird", "data": "digits", "epochs": 6, "search-epochs": 4, "augment": "flip",
 }  # fmt: skip
 TOML = """
 seeds = [0, 1]
 baseline = "early-bird"
 data = "digits"
-epochs = 4
-search-epochs = 3
+epochs = 6
+search-epochs = 4
 augment = "flip"
 methods = ["early-bird", {name = "worm-window", method = "worm", static = "window"}]
 """
@@ -319,8 +319,8 @@ methods:
 seeds: [0, 1]
 baseline: early-bird
 data: digits
-epochs: 4
-search-epochs: 3
+epochs: 6
+search-epochs: 4
 augment: flip
 """
 

@@ -65,7 +65,7 @@ def test_on_this_machine(tmp_path):
     watched = Watched()
     comparison = compare(grid, launcher="submitit", jobs=1, watcher=watched)
     assert [state for *_, state in states(comparison)] == ["done"]
-    assert [event[2] for event in watched.events if event[0] == "told"] == ["note", "stage", "check", "check", "check"]
+    assert [event[2] for event in watched.events if event[0] == "told"] == ["stage", "check", "check", "check"]
     config = comparison.outcomes[0].result.config
     alone = elsewhere(config, tmp_path / "alone")
     run(alone)

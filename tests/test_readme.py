@@ -32,11 +32,16 @@ def test_the_example_runs_from_any_folder(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors", "ticket.safetensors"}
 
 
-def test_the_lines_of_the_readme_find_a_ticket():
+def test_the_lines_of_the_readme_find_a_ticket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-    )
+
+    def make_network():
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        )
+
+    model = make_network()
     x = torch.randn(16, 3, 8, 8)
 
     def train_one_epoch(model, loader, optimizer):
@@ -46,7 +51,7 @@ def test_the_lines_of_the_readme_find_a_ticket():
 
     names = {
         "model": model, "x": x, "loader": x, "epochs": 20, "train_one_epoch": train_one_epoch,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01), "torch": torch, "lr": 0.01, "Net": make_network,
     }  # fmt: skip
     exec(PYTHON[0], names)
     assert names["small"][0].out_channels == 4

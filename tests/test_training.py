@@ -160,7 +160,7 @@ def test_the_schedule_goes_on_where_the_stage_before_has_ended():
     ],
 )
 def test_pace(options, images, processes, expected):
-    assert dataclasses.astuple(Pace.of(RunConfig(**options), images, processes)) == expected
+    assert dataclasses.astuple(Pace.of(RunConfig(method="worm", **options), images, processes)) == expected
 
 
 @pytest.mark.parametrize(

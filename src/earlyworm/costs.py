@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import unwrap as unwrap_function
 from typing import Any
@@ -121,24 +122,35 @@ _FORMULAS = {
 }
 
 
-@torch.inference_mode()
 def latency(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) -> float:
     """Median seconds of one forward pass in eval mode, after warming up; of a compiled model, compiled."""
-    modes = {module: module.training for module in model.modules()}
-    device = device_of(model)
+    return latencies([model], example_inputs, repeats=repeats)[0]
+
+
+@torch.inference_mode()
+def latencies(models: Sequence[nn.Module], example_inputs: ExampleInputs, *, repeats: int = 20) -> list[float]:
+    """The `latency` of several models, which take turns, so that whatever else the machine does slows all alike."""
+    modes = {module: module.training for model in models for module in model.modules()}
     inputs = copy_inputs(example_inputs)
-    model.eval()
+    seconds: list[list[float]] = [[] for _ in models]
+    warm_up = max(3, repeats // 5)
     try:
-        seconds = []
-        warm_up = max(3, repeats // 5)
-        with private_randomness(model):
-            for _ in range(warm_up + repeats):
-                synchronize(device)
-                start = time.perf_counter()
-                call_model(model, inputs)
-                synchronize(device)
-                seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds[warm_up:])
+        for model in models:
+            model.eval()
+        for _ in range(warm_up + repeats):
+            for model, own in zip(models, seconds, strict=True):
+                own.append(_forward_seconds(model, inputs))
+        return [statistics.median(own[warm_up:]) for own in seconds]
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _forward_seconds(model: nn.Module, inputs: ExampleInputs) -> float:
+    device = device_of(model)
+    with private_randomness(model):
+        synchronize(device)
+        start = time.perf_counter()
+        call_model(model, inputs)
+        synchronize(device)
+        return time.perf_counter() - start

@@ -23,6 +23,10 @@ Interval = tuple[float, float]
 Values = NDArray[np.float64]
 
 
+FEWEST_PAIRS = 5
+"""Below that, nothing is judged: that four differences have one sign comes about by chance once in eight."""
+
+
 @dataclass(frozen=True)
 class Paired:
     """A method against the baseline, over the seeds of which both have a value.

@@ -98,6 +98,13 @@ def check_ranges(config: RunConfig) -> None:
 def check_method(config: RunConfig) -> None:
     """Options of one method must not be given to another, which would ignore them."""
     drawn, macs, rewind = config.draw_epoch, config.macs, config.rewind_epoch
+    window = config.emergence.window
+    filled = (window - (config.score != "taylor")) * config.effective_check_every
+    require(
+        config.method not in SEARCHES or config.force_draw or config.search_epochs >= filled,
+        "search_epochs", config.search_epochs,
+        f"at least {filled:g}, to fill a window of {window} masks; or lower window or check_every",
+    )  # fmt: skip
     require(
         drawn is None or config.method in ("random", "late", "rst"),
         "draw_epoch", drawn, f"None for {config.method}: only random, late and rst draw when they are told",

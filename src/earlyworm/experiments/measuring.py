@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from earlyworm.costs import count_flops, latency
+from earlyworm.costs import count_flops, latencies
 from earlyworm.experiments.bench import Bench, Trained
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import SEARCHES
@@ -51,11 +51,10 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
     dense_macs, dense_flops = count_flops(dense, example)[0] // 2, bench.step_flops(dense)
     search_flops = found.steps * dense_flops - found.saved_flops
     ticket_cost, retrain_flops, layers = None, 0, {}
+    seconds = latencies([dense, *([] if small is None else [small])], example)
     if ticket is not None and small is not None:
         macs, retrain_flops = count_flops(small, example)[0] // 2, retrained.steps * bench.step_flops(small)
-        ticket_cost = TicketCost(
-            _parameters(small), macs, latency(small, example), ticket.mask.units_kept, ticket.mask.units
-        )
+        ticket_cost = TicketCost(_parameters(small), macs, seconds[-1], ticket.mask.units_kept, ticket.mask.units)
         layers = {name: (int(kept.sum()), kept.numel()) for name, kept in ticket.mask.kept.items()}
         notes += tuple(
             f"{name} keeps {kept} of {units} units: if accuracy does not recover, raise --min-units or lower --ratio"
@@ -93,7 +92,7 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
             final=accuracies[-1] if accuracies else found.pruned,
             losses=tuple(retrained.losses),
         ),
-        dense=DenseCost(_parameters(dense), dense_macs, latency(dense, example)),
+        dense=DenseCost(_parameters(dense), dense_macs, seconds[0]),
         ticket=ticket_cost,
         total=TotalCost(
             train_flops=search_flops + retrain_flops + trained.extra_flops,

@@ -75,10 +75,6 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
     at_once = pace.batch // config.accumulation // accelerator.num_processes
     check_batch(dense, data.example_inputs(at_once, config))
     notes += [f"{name} is left out: {reason}" for name, reason in search.units.skipped.items()]
-    if config.method in SEARCHES and config.search_epochs / config.effective_check_every < config.emergence.window - (
-        config.score != "taylor"
-    ):
-        notes.append(f"{config.search_epochs} search epochs cannot fill a window of {config.emergence.window} masks")
     for note in notes:
         observer.note(note)
 

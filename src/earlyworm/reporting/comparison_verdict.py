@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from earlyworm.comparisons.statistics import Paired
+from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired
 from earlyworm.reporting.comparison_view import View
 from earlyworm.reporting.formats import points
 
@@ -40,7 +40,9 @@ def verdict_of(view: View) -> Verdict:
         if methods
     ]
     told = f"By how many points each method's final accuracy differs, and for what share of {view.baseline}'s FLOPs:"
-    return Verdict(_headline(view.baseline, better, same, worse), [told, *found] if found else [])
+    fewest = min((finals[method].pairs for method in sure), default=FEWEST_PAIRS)
+    doubt = f" ({fewest} seeds: too few to be sure)" if fewest < FEWEST_PAIRS else ""
+    return Verdict(_headline(view.baseline, better, same, worse) + doubt, [told, *found] if found else [])
 
 
 def _headline(baseline: str, better: Sequence[str], same: Sequence[str], worse: Sequence[str]) -> str:
