@@ -232,6 +232,7 @@ def test_inspect_other_safetensors(refused, copied):
         ([], ["{run, compare, report, inspect}"]),
         (["rnu"], ["rnu", "did you mean run?"]),
         (["run", "--ratoi", "0.5"], ["--ratoi", "did you mean --ratio?"]),
+        (["run", "--pruning-ratio", "0.5"], ["--pruning-ratio", "did you mean --ratio?"]),
         (["run", "--search_epoch", "5"], ["--search", "did you mean --search-epochs?"]),
         (["run", "--xyzzy"], ["--xyzzy", "earlyworm run --help"]),
         (["run", "extra"], ["extra"]),

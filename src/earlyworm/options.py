@@ -25,6 +25,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import task_by_name
 
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
+_SUBCOMMANDS = re.compile(r" \(applied to [^)]*\)| Arguments are applied to the directly preceding subcommand.*")
 _STYLE = re.compile(r"\x1b\[[\d;]*m")  # its colours, if standard output is a terminal
 
 Launcher = Literal["submitit"]
@@ -214,10 +215,13 @@ def _one_line(shown: str, names: list[str]) -> str:
     title, *lines = [line.strip("│╭╮╰╯ ") for line in _STYLE.sub("", shown).strip().splitlines()]
     paragraphs = [list(group) for rule, group in groupby(lines, key=_RULE.fullmatch) if rule is None]
     message = " ".join(line for line in paragraphs[0] if line).rstrip(".") if paragraphs else title
+    message = _SUBCOMMANDS.sub("", message)
     hint = ""
     if wrong := re.search(r"options: ([^ ,=]+)|choice '([^']*)'", message):
         options = [f"--{name.replace('_', '-')}" for name in names]
         valid = [*("run", "compare", "report", "inspect"), *options, *message.split("'")[3::2]]
-        near = difflib.get_close_matches(wrong[1] or wrong[2], valid, n=1)
+        word = wrong[1] or wrong[2]
+        within = [option for option in options if word.endswith(option[1:])]  # --pruning-ratio has --ratio in it
+        near = [*within, *difflib.get_close_matches(word, valid, n=1)]
         hint = f"; did you mean {near[0]}?" if near else ""
     return f"{message}{hint}"

@@ -96,8 +96,8 @@ def ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
     for kind, value in ratios.items():
         if kind not in kinds:
             raise ConfigError(f"pruning_ratio has an entry for {kind!r}, but the units are {', '.join(kinds)}")
-        if not 0 <= value < 1:
-            raise ConfigError(f"pruning_ratio is {value}, but must be in [0, 1); it is the fraction removed")
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ConfigError(f"pruning_ratio is {value!r}, but must be in [0, 1); it is the fraction removed")
     return ratios
 
 

@@ -220,10 +220,16 @@ class TicketSearch:
         """
         mask = self.mask
         if not (self.emerged or force):
-            distance = f"{max(self._distances):.3f}" if self._distances else "unknown (there is only one mask)"
+            masks, window = len(self._window.masks), self.emergence.window
+            if masks < window:
+                raise SearchError(
+                    f"no ticket has emerged: {masks} of the {window} masks of the window are taken; search longer, or "
+                    "draw(force=True)"
+                )
             raise SearchError(
                 f"no ticket has emerged after {len(self.history)} checks: the largest distance in the window is "
-                f"{distance}, epsilon is {self.emergence.epsilon}; search longer, raise epsilon, or draw(force=True)"
+                f"{max(self._distances):.3f}, epsilon is {self.emergence.epsilon}; search longer, raise epsilon, or "
+                "draw(force=True)"
             )
         return Ticket(
             mask=mask,
