@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import NamedTuple
 
 from earlyworm.comparisons.comparison import Comparison, Setting
@@ -76,21 +77,43 @@ def fade_summary(stored: Sequence[Stored]) -> str:
         table,
         "What tickets cost, with 95% intervals:", costs,
         "Final accuracy, and differences to others in points:", final,
-        bullets(_reached(found)),
+        bullets([*_reached(found), *_shrunk(stored)]),
     ])  # fmt: skip
 
 
 def variants(stored: Sequence[Stored]) -> Iterator[Variant]:
-    """Fade with all options with which it has results on held-out examples, and Early Bird has too."""
+    """Fade with all options with which it has results on held-out examples, and Early Bird has too.
+
+    That its network gets smaller during the search changes what it costs, not what comes of it: `_shrunk` tells that.
+    """
     for place, comparison, setting in held_out(stored):
         configs = configs_of(comparison, setting)
         for label, config in configs.items():
-            if config.method != FADE:
+            if config.method != FADE or config.shrink:
                 continue
             floor = config.min_units
             twins = [other for other, of in configs.items() if of.method == EARLY_BIRD and of.min_units == floor]
             if twins:  # the first is the one with the fewest options, as grids have it
                 yield Variant(place, comparison, setting, label, twins[0])
+
+
+def _shrunk(stored: Sequence[Stored]) -> Iterator[str]:
+    """How many runs end alike with a network that gets smaller during the search, and what that saves of the search."""
+    alike, saved = [], []
+    for _, comparison, setting in held_out(stored):
+        plain = {replace(c, seed=0): label for label, c in configs_of(comparison, setting).items() if not c.shrink}
+        for label, config in configs_of(comparison, setting).items():
+            twin = plain.get(replace(config, seed=0, shrink=False)) if config.shrink else None
+            of = comparison.results(setting, twin) if twin else {}
+            for seed, result in comparison.results(setting, label).items():
+                if seed in of:
+                    alike.append(result.accuracy.final == of[seed].accuracy.final)
+                    saved.append(1 - result.search.train_flops / of[seed].search.train_flops)
+    if alike:
+        yield (
+            f"With `shrink` Fade ends with the same accuracy in {sum(alike)} of {len(alike)} runs, and saves "
+            f"{share(fmean(saved))} of the FLOPs of the search on average, {share(max(saved))} at most."
+        )
 
 
 def configs_of(comparison: Comparison, setting: Setting) -> dict[str, RunConfig]:
