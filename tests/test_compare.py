@@ -407,7 +407,7 @@ def test_compare_report_and_inspect(command, copied, nothing_runs):
     status, output, errors = command(*words)
     assert status == 0
     assert errors == "grid cells=8\nnote 8 of 8 runs were there already\n"
-    assert output.splitlines()[-1] == f"comparison: {grid.directory}"
+    assert output.splitlines()[-2:] == [f"comparison: {grid.directory}", f"report: {grid.directory}/report.html"]
     assert all(method in output for method in ("narrow", "early-bird", "worm"))
     names = {"comparison.json", "comparison.csv", "comparison.md", "report.html", "grid.json"}
     assert names <= {path.name for path in grid.directory.iterdir()}
@@ -430,7 +430,7 @@ def test_failed_cells_are_told(command, copied, nothing_runs):
     RunDirectory.of(grid.cells()[1].config).result.write_text("{}")
     status, output, errors = command(*shlex.split(grid.command())[1:])
     assert status == 1
-    assert output.splitlines()[-1] == f"comparison: {grid.directory}"
+    assert output.splitlines()[-2:] == [f"comparison: {grid.directory}", f"report: {grid.directory}/report.html"]
     last = errors.splitlines()[-1]
     assert last.startswith("earlyworm: failed: worm, seed 0, vgg11_bn on digits, 200 examples, ratio 0.5: ")
     assert (grid.directory / "comparison.md").exists()

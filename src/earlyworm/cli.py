@@ -90,6 +90,7 @@ def _compare(options: Compare) -> int:
     _write_reports(comparison, options.grid.directory)
     _print(comparison_table(comparison))
     _print(f"comparison: {options.grid.directory}")
+    _print(f"report: {options.grid.directory / 'report.html'}")
     failed = [outcome for outcome in comparison.outcomes if outcome.state == "failed"]
     sys.stdout.flush()
     for outcome in failed:
