@@ -455,6 +455,14 @@ def test_what_fade_changes_is_summed_up():
     assert "[without]" not in text
 
 
+def test_what_shrinking_saves_is_told_once():
+    smaller = [faded(seed, "fade:shrink=true", shrink=True, final=0.9 if seed else 0.96) for seed in SEEDS]
+    text = flat(fade_summary([stored("four", comparison_of(*several(), *(faded(seed) for seed in SEEDS), *smaller))]))
+    assert "`fade:shrink=true`" not in text
+    assert "With `shrink` Fade ends with the same accuracy in 1 of 5 runs, and saves 0% of the FLOPs" in text
+    assert "With `shrink`" not in fade_summary([stored("four", WITH_FADE)])
+
+
 def test_where_all_spend_the_same_no_share_is_told():
     same = stored("same", dataclasses.replace(WITH_FADE, match="flops"))
     text = fade_summary([same])
@@ -481,7 +489,7 @@ def test_fade_is_compared_with_early_bird_under_the_same_floor():
         "early-bird:epsilon=0.3": {"final": 0.99, "epsilon": 0.3},
     }.items():
         cells += [outcome_of(made_up("early-bird", seed, **options), label) for seed in SEEDS]
-    for label, options in {"fade-guarded": floor, "fade-quick": {"check_every": 0.5, "shrink": True, **floor}}.items():
+    for label, options in {"fade-guarded": floor, "fade-quick": {"check_every": 0.5, **floor}}.items():
         cells += [faded(seed, label, epoch=5.0, **options) for seed in SEEDS]
     some = [stored("floors", comparison_of(*cells))]
     assert {v.label: v.early_bird for v in variants(some)} == {
