@@ -229,12 +229,11 @@ def _reached(found: Sequence[Variant]) -> list[str]:
 
         return holds
 
-    def standing(rival: str, match: str) -> list[str]:
+    def standing(rival: str, match: str) -> Iterator[str]:
         some = [v.against(rival, "accuracy_final") for v in found if v.comparison.match == match]
         told = [STANDINGS[judge(s.paired, lower_is_better=False)] for s in some if s is not None]
-        return (
-            [f"Final accuracy with as many {_BUDGETS[match]} as `{rival}`: {standings_counted(told)}."] if told else []
-        )
+        if told:
+            yield f"Final accuracy with as many {_BUDGETS[match]} as `{rival}`: {standings_counted(told)}."
 
     return [
         counted("At most a third of Early Bird's FLOPs of the search", cost(EARLY_BIRD, "emergence_flops", 1 / 3)),

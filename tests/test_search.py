@@ -274,7 +274,9 @@ def test_draw_before_emergence_names_the_distance():
 
 def test_draw_of_the_first_mask():
     scripted = Scripted("1100")
-    with pytest.raises(ew.SearchError, match="no ticket has emerged: 1 of the 5 masks of the window are taken"):
+    with pytest.raises(
+        ew.SearchError, match="after 1 checks: 1 of the 5 masks of the window are taken; search longer, or draw"
+    ):
         scripted.search.draw()
     assert scripted.search.draw(force=True).distances == ()
 

@@ -428,7 +428,7 @@ def test_hub_out_of_reach(monkeypatch, refused, tmp_path):
     refused("glue/sst2", "'glue/sst2'", "check name and network")
 
 
-@pytest.mark.skipif(not (REAL / "sst2").is_dir(), reason="no real data")
+@pytest.mark.skipif(not (REAL / "sst2").is_dir(), reason="no local copy of the data: set EARLYWORM_DATA")
 def test_real_sst2(folder, tmp_path):
     config = small_text(folder, tmp_path, data=f"parquet:{REAL}/sst2", limit=100)
     data = load_data(config)

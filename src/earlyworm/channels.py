@@ -199,7 +199,7 @@ def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: Exampl
     """How the outputs differ: in eval mode their values, in train mode (dropout is random) only their shapes."""
     try:
         expected = probe(masked, example_inputs)
-    except Exception:  # foreign code fails as it likes
+    except Exception:  # foreign code fails as it likes: in eval mode that is an error
         if not masked.training:
             raise
         return None  # nothing to compare: such as a batch of one image, of which no batch norm can learn

@@ -61,3 +61,17 @@ class Emergence:
             distances: The distance of the newest mask to each older one in the window, each in [0, 1].
         """
         return len(distances) == self.window - 1 and max(distances) <= self.epsilon
+
+    def lacking(self, distances: Sequence[float]) -> str:
+        """What is missing until the ticket emerges, and the cure, in words.
+
+        Args:
+            distances: As above; of at least one mask.
+        """
+        masks = len(distances) + 1
+        if masks < self.window:
+            return f"{masks} of the {self.window} masks of the window are taken; search longer"
+        return (
+            f"the largest distance in the window is {max(distances):.3f}, epsilon is {self.epsilon}; search longer, "
+            "raise epsilon"
+        )

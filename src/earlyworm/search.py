@@ -220,17 +220,8 @@ class TicketSearch:
         """
         mask = self.mask
         if not (self.emerged or force):
-            masks, window = len(self._window.masks), self.emergence.window
-            if masks < window:
-                raise SearchError(
-                    f"no ticket has emerged: {masks} of the {window} masks of the window are taken; search longer, or "
-                    "draw(force=True)"
-                )
-            raise SearchError(
-                f"no ticket has emerged after {len(self.history)} checks: the largest distance in the window is "
-                f"{max(self._distances):.3f}, epsilon is {self.emergence.epsilon}; search longer, raise epsilon, or "
-                "draw(force=True)"
-            )
+            lacking = self.emergence.lacking(self._distances)
+            raise SearchError(f"no ticket has emerged after {len(self.history)} checks: {lacking}, or draw(force=True)")
         return Ticket(
             mask=mask,
             units=self.units,
