@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from earlyworm.errors import DataError, RunError, first_line
+from earlyworm.experiments.hub import hub_errors
 from earlyworm.experiments.names import Task
 
 _KINDS = {"images": "an image classifier", "text": "a text model"}
@@ -84,11 +85,11 @@ def _from_anywhere(name: str, what: str, cure: str, load: Callable[[bool], Any])
 def _ask_hub(name: str) -> None:
     """One request that fails within seconds, where transformers would try again and again."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever client it uses
 
     try:
-        HfApi().model_info(name, timeout=10)  # seconds
-    except (HTTPError, OSError) as error:
+        with hub_errors():
+            HfApi().model_info(name, timeout=10)  # seconds
+    except OSError as error:
         cure = "check name and network, or give a local directory"
         raise RunError(f"model {name!r} cannot be had from the Hub ({first_line(error)}): {cure}") from error
 

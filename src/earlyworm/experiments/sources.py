@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earlyworm.errors import ConfigError, DataError, first_line
+from earlyworm.experiments.hub import hub_errors
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -288,7 +289,6 @@ def _load(name: str) -> dict[str, Dataset]:
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # re-exported from whichever HTTP client the hub library uses
 
     _, folder, directory = name.partition("imagefolder:")
     owner, _, short = name.rpartition("/")
@@ -304,8 +304,9 @@ def _load(name: str) -> dict[str, Dataset]:
                 version="auto", hash="auto",
             )  # fmt: skip
             return dict(cached.as_dataset())
-        HfApi().dataset_info(repository, timeout=10)  # seconds; datasets itself would try again and again
-        return dict(datasets.load_dataset(repository, *([subset] if subset else [])))
-    except (HTTPError, OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        with hub_errors():
+            HfApi().dataset_info(repository, timeout=10)  # seconds; datasets itself would try again and again
+            return dict(datasets.load_dataset(repository, *([subset] if subset else [])))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         cure = "put every class into a folder of its own" if folder else "check name and network, or use parquet:DIR"
         raise DataError(f"data {name!r} cannot be loaded ({first_line(error)}): {cure}") from error
