@@ -1,6 +1,7 @@
 """Comparisons whose runs a cluster engine starts: submitit on this machine, and a Slurm that is played by scripts."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_on_slurm(tmp_path, stub, slurm):
     assert [cell.error for cell in comparison.outcomes] == ["no, because", "MemoryError: no room", "no, because"]
     script = next((grid.directory / "jobs").glob("*submission.sh")).read_text()
     assert "--time=1440" in script
-    assert f"{sys.executable} -u -m submitit" in script
+    assert f"{shlex.quote(sys.executable)} -u -m submitit" in script
 
 
 def test_slurm_that_refuses(tmp_path, slurm, monkeypatch):
