@@ -179,6 +179,17 @@ def test_inspect_a_run(command, copied):
     assert tree(".") == before
 
 
+def test_inspect_several_runs(command, copied):
+    unfinished = copied.path.with_name("unfinished")
+    shutil.copytree(copied.path, unfinished)
+    (unfinished / "result.json").unlink()
+    status, output, errors = command("inspect", str(copied.path.parent))
+    assert (status, errors) == (0, "")
+    second, first = output.splitlines()  # by their names
+    assert first.startswith(f"{copied.path.name}: A ticket emerged at epoch 1.5: ")
+    assert second.startswith(f"unfinished: {unfinished} has no result yet: finish the run with earlyworm run ")
+
+
 def test_inspect_a_ticket(command, copied):
     status, output, errors = command("inspect", str(copied.ticket))
     assert (status, errors) == (0, "")
@@ -194,7 +205,7 @@ def test_what_is_no_run(case, what, refused, copied):
     if case == "nothing":
         path = "nothing"
     elif case == "a folder":
-        path = "runs"
+        path = copied.path.parent.parent
     elif case == "a file":
         path = copied.config
     elif case == "unfinished":

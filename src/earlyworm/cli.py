@@ -156,12 +156,26 @@ def _inspect(path: Path) -> None:
         from earlyworm.reporting.run_report import describe_run
 
         directory = RunDirectory(path)
+        if not directory.config.exists() and (runs := sorted(file.parent for file in path.glob("*/config.json"))):
+            _print("\n".join(map(_one_line, runs)))
+            return
         result = directory.read_result()
         if result.ticket is not None:
             Ticket.load(directory.ticket)  # it is told if that is damaged
         _print(describe_run(result))
     else:
         _print(Ticket.load(path).describe())
+
+
+def _one_line(path: Path) -> str:
+    """A run among others: what came of it, or why that cannot be told."""
+    from earlyworm.experiments.run_directory import RunDirectory
+    from earlyworm.reporting.run_words import headline
+
+    try:
+        return f"{path.name}: {headline(RunDirectory(path).read_result())}"
+    except EarlywormError as error:
+        return f"{path.name}: {error}"
 
 
 def _print(shown: Any) -> None:

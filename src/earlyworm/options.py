@@ -44,7 +44,7 @@ class Inspect:
     """Describe a ticket, a run or a comparison in words."""
 
     path: Path
-    """A ticket, or the directory of a run or a comparison."""
+    """A ticket, or the directory of a run, of a comparison or of several runs."""
 
 
 @dataclass(frozen=True)
