@@ -159,7 +159,7 @@ def test_when_the_ticket_is_drawn(method, values, epoch):
     [
         (RunConfig(), 0.3, 0.0), (RunConfig(method="worm"), 0.15, 0.003), (RunConfig(method="greedy"), None, None),
         (RunConfig(method="constant", trigger=0.5), None, 0.1), (RunConfig(method="fade", trigger=0.5), 0.5, 0.0),
-        (RunConfig.for_text(), None, None), (RunConfig.for_text(method="worm"), 0.15, 0.01),
+        (RunConfig.for_text(), 0.3, 0.0), (RunConfig.for_text(method="worm"), 0.15, 0.01),
         (RunConfig.for_text(method="worm", units=("weights",)), 0.015, 0.01),
     ],
 )  # fmt: skip

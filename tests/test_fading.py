@@ -37,8 +37,10 @@ def parameters_of(model):
     ("schedule", "distances", "expected"),
     [
         (ew.Fade(), [1.0, 0.3, 0.29, 0.5, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]),  # strictly below, and it stays on
-        (ew.Fade(trigger=0.8, chi=0.003), [1.0, 0.79], [1.0, 0.003]),
-        (ew.Fade(trigger=0.0), [1.0, 0.0], [1.0, 1.0]),
+        (ew.Fade(trigger=0.8, chi=0.003), [1.0, 0.79, 0.78], [1.0, 1.0, 0.003]),
+        (ew.Fade(trigger=0.0), [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]),
+        (ew.Fade(), [1.0, 0.17, 0.21, 0.22, 0.07], [1.0, 1.0, 1.0, 1.0, 0.0]),  # not while they move faster and faster
+        (ew.Fade(), [1.0, 0.05, 0.05], [1.0, 1.0, 0.0]),
     ],
 )
 def test_distances_to_chi(schedule, distances, expected):
@@ -201,7 +203,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(stop):
         model = make_network(seed).to(torch.bfloat16)  # shrinks every few steps, by a count that must go on
         optimizer = SGD(model.parameters(), lr=LR, momentum=0.9)
         options = {"emergence": ew.Emergence(window=2, epsilon=0.0), "steps_per_epoch": 40}
-        return model, optimizer, ew.TicketSearch(model, units=UNITS, truncation=ew.Fade(trigger=1.0), **options)
+        return model, optimizer, ew.TicketSearch(model, units=UNITS, truncation=AtOnce(None), **options)
 
     def go(model, optimizer, search, first, last):
         for i in range(first, last):

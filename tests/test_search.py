@@ -193,10 +193,10 @@ def test_a_window_that_is_not_full_does_not_trigger():
 
 
 @pytest.mark.parametrize(
-    ("window", "first"),  # the first check whose distance counts
-    [(2, 1), (3, 1), (5, 1), (6, 2), (9, 2), (10, 3), (17, 4)],
+    ("window", "first"),  # the first check whose distance has one before it
+    [(2, 2), (3, 2), (5, 2), (6, 3), (9, 3), (10, 4), (17, 5)],
 )
-def test_fade_waits_for_a_quarter_of_the_window(window, first):
+def test_fade_waits_for_a_quarter_of_the_window_and_a_check(window, first):
     fade = ew.Fade(trigger=0.5, chi=0.25)
     chis = run_script(
         ["1100"] * 20, emergence=ew.Emergence(window), truncation=fade, steps_per_epoch=10

@@ -411,7 +411,7 @@ def test_an_earlier_state_is_for_a_dense_model(uninterrupted):
         go(model, optimizer, search, 0, 4)
         earlier = search.state_dict()
         assert earlier["left"] is None
-        go(model, optimizer, search, 4, 10)
+        go(model, optimizer, search, 4, 12)
         assert search.cut
         history = list(search.history)
         dense = ew.Mask.from_groups({name: torch.ones(size) for name, size in search.units.sizes.items()})
@@ -420,7 +420,7 @@ def test_an_earlier_state_is_for_a_dense_model(uninterrupted):
                 search.load_state_dict(state)
         assert search.history == history
         search.load_state_dict(search.state_dict())  # which it is in
-        go(model, optimizer, search, 10, STEPS)
+        go(model, optimizer, search, 12, STEPS)
     assert states_equal(model, uninterrupted[0])
 
 
@@ -428,7 +428,7 @@ def test_a_later_state_makes_a_smaller_model_smaller(uninterrupted):
     model, search = residual(0)
     optimizer = sgd(model)
     with search.attach(optimizer):
-        go(model, optimizer, search, 0, 10)
+        go(model, optimizer, search, 0, 12)
         assert 0 < search.cut < uninterrupted[2].cut
         search.load_state_dict(uninterrupted[2].state_dict())
     model.load_state_dict(uninterrupted[0].state_dict())

@@ -442,7 +442,7 @@ def test_defaults_are_those_of_a_fine_tuning():
     config, weights = RunConfig.for_text(), RunConfig.for_text(units=("weights",))
     assert (config.optimizer, config.lr, config.batch_size, config.epochs) == ("adamw", 5e-5, 32, 4)
     assert (config.units, config.score, config.max_grad_norm) == (("heads", "neurons"), "taylor", 1.0)
-    assert (config.window, config.epsilon, config.effective_trigger, config.effective_chi) == (3, 0.1, None, None)
+    assert (config.window, config.epsilon, config.effective_trigger, config.effective_chi) == (3, 0.1, 0.3, 0.0)
     assert (weights.window, weights.epsilon, weights.effective_trigger, weights.effective_chi) == (3, 0.01, 0.015, 0.01)
     assert (weights.score, weights.greedy_first, config.greedy_first) == ("auto", True, True)
     assert RunConfig.for_text(units=("weights",), epsilon=0.1).epsilon == 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -122,10 +123,13 @@ class Fade:
 
     What the trigger is compared with is the mean distance to the latest masks, a quarter of the window: the rest of it
     is the time to fade. To wait until all of it is full, as WORM does, would leave none where masks settle at once, as
-    in fine-tuning; and from scratch, the mask from before any training would keep the mean high for as long.
+    in fine-tuning; and from scratch, the mask from before any training would keep the mean high for as long. As long as
+    the distance grows from check to check, masks have only begun to move, as those by the Taylor score do while the
+    learning rate warms up, and nothing starts.
 
     Attributes:
-        trigger: The mean distance to the latest masks below which it starts, in [0, 1]; it goes on from then on.
+        trigger: The mean distance to the latest masks below which it starts, once it does not grow, in [0, 1]; it goes
+            on from then on.
         half_life: Epochs in which static units shrink to a half, above 0; None: a twelfth of what the window spans,
             however many epochs or steps that is, so that they are down to a thousandth before they are cut out.
         chi: What gradients of static units are multiplied by from then on, in [0, 1).
@@ -134,6 +138,8 @@ class Fade:
 
     Example:
         >>> Fade(trigger=0.3).chi_after([1.0, 0.4])
+        1.0
+        >>> Fade(trigger=0.3).chi_after([1.0, 0.17, 0.25])
         1.0
         >>> Fade(trigger=0.3).chi_after([1.0, 0.4, 0.29, 0.31])
         0.0
@@ -154,8 +160,9 @@ class Fade:
         _check_static(self.static)
 
     def chi_after(self, distances: Sequence[float]) -> float:
-        """Chi if any distance was below the trigger, else 1."""
-        return self.chi if any(distance < self.trigger for distance in distances) else 1.0
+        """Chi if any distance was below the trigger and no larger than the one before it, else 1."""
+        falling = (distance for before, distance in pairwise(distances) if distance <= before < 1)
+        return self.chi if any(distance < self.trigger for distance in falling) else 1.0
 
 
 def half_life_in_steps(

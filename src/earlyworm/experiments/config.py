@@ -26,13 +26,12 @@ DEFAULT_TRIGGER = {"worm": 0.15, "fade": 0.3}
 DEFAULT_CHECK_EVERY = {"fade": 0.25}
 
 # A pretrained encoder is fine-tuned. Magnitudes of heads and neurons hardly change meanwhile, so that their masks would
-# tell nothing; how much the loss depends on them does. By that score the first masks are of one mind before they have
-# seen much, and Fade would let go of the wrong units: it ends lower than Early Bird.
+# tell nothing; how much the loss depends on them does.
 TEXT_DEFAULTS: dict[str, Any] = {
-    "task": "text", "method": "early-bird", "model": "google-bert/bert-base-uncased", "data": "glue/sst2", "epochs": 4,
-    "search_epochs": 3, "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "warmup": 0.1,
-    "max_grad_norm": 1.0, "units": ("heads", "neurons"), "score": "taylor", "window": 3, "epsilon": 0.1,
-    "greedy_first": True, "check_every": 0.25,
+    "task": "text", "model": "google-bert/bert-base-uncased", "data": "glue/sst2", "epochs": 4, "search_epochs": 3,
+    "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "schedule": "linear", "warmup": 0.1, "max_grad_norm": 1.0,
+    "units": ("heads", "neurons"), "score": "taylor", "window": 3, "epsilon": 0.1, "greedy_first": True,
+    "check_every": 0.25,
 }  # fmt: skip
 # Single weights: WORM's recipe for transformers (arXiv 2406.11872).
 WEIGHTS_DEFAULTS: dict[str, Any] = {"method": "worm", "score": "auto", "epsilon": 0.01, "trigger": 0.015}
@@ -53,7 +52,7 @@ class RunConfig:
 
     method: Method = "fade"
     """A search, by how it truncates the gradients of static units, or a baseline that draws its ticket otherwise; for
-    text early-bird, for weights of text worm."""
+    weights of text worm."""
     model: str = "resnet18"
     """vgg11_bn, vgg16_bn, resnet18, resnet20, or an image or text classifier of transformers: directory or Hub name."""
     width: float = 0.25
