@@ -151,20 +151,24 @@ def _inspect(path: Path) -> None:
         from earlyworm.reporting.comparison_tables import comparison_table
 
         _print(comparison_table(comparison))
+    elif runs := _runs_in(path):
+        _print("\n".join(map(_one_line, runs)))
     elif path.is_dir():
         from earlyworm.experiments.run_directory import RunDirectory
         from earlyworm.reporting.run_report import describe_run
 
         directory = RunDirectory(path)
-        if not directory.config.exists() and (runs := sorted(file.parent for file in path.glob("*/config.json"))):
-            _print("\n".join(map(_one_line, runs)))
-            return
         result = directory.read_result()
         if result.ticket is not None:
             Ticket.load(directory.ticket)  # it is told if that is damaged
         _print(describe_run(result))
     else:
         _print(Ticket.load(path).describe())
+
+
+def _runs_in(path: Path) -> list[Path]:
+    """The directories of runs in a folder that is not one itself."""
+    return [] if (path / "config.json").exists() else sorted(file.parent for file in path.glob("*/config.json"))
 
 
 def _one_line(path: Path) -> str:

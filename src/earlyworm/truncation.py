@@ -161,6 +161,7 @@ class Fade:
 
     def chi_after(self, distances: Sequence[float]) -> float:
         """Chi if any distance was below the trigger and no larger than the one before it, else 1."""
+        # Before a distance that is the first, 1 says that there was none, and not what it has fallen from.
         falling = (distance for before, distance in pairwise(distances) if distance <= before < 1)
         return self.chi if any(distance < self.trigger for distance in falling) else 1.0
 
