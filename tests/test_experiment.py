@@ -37,12 +37,11 @@ from runs import (
 )
 
 
-def test_the_run_directory_is_complete(whole):
+def test_a_run_that_has_ended_keeps_what_it_found_and_no_checkpoints(whole):
     config = whole
     directory = RunDirectory.of(config)
     names = {path.name for path in directory.path.iterdir()}
-    assert names == {"config.json", "result.json", "ticket.safetensors", "model.safetensors", "checkpoint", ".lock"}
-    assert len(list(directory.checkpoints.folder.iterdir())) == 2
+    assert names == {"config.json", "result.json", "ticket.safetensors", "model.safetensors", ".lock"}
     assert directory.read_config() == config
     assert list(directory.path.parent.iterdir()) == [directory.path]
 

@@ -124,14 +124,18 @@ def test_a_ticket_that_is_lost_while_retraining(whole, tmp_path):
     assert outcome(config) == outcome(whole)
 
 
-def test_overwrite_may_be_interrupted(whole, tmp_path, monkeypatch):
-    config = copied(whole, tmp_path)
+@pytest.mark.parametrize("ended", [True, False])
+def test_overwrite_may_be_interrupted(ended, whole, tmp_path, monkeypatch):
+    config = copied(whole, tmp_path) if ended else elsewhere(whole, tmp_path)
     directory = RunDirectory.of(config)
+    if not ended:
+        with pytest.raises(KeyboardInterrupt):
+            run(config, Recorder(stop=8))
 
-    def interrupt(path):
+    def interrupt(*folders):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(earlyworm.experiments.run_directory.shutil, "rmtree", interrupt)
+    monkeypatch.setattr(RunDirectory, "_remove", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(dataclasses.replace(config, overwrite=True))
     assert not directory.result.exists()

@@ -17,9 +17,7 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.measuring import measure
 from earlyworm.experiments.names import SEARCHES, suggest
-from earlyworm.experiments.results import (
-    RunResult,
-)
+from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory, build_network
 from earlyworm.experiments.searching import NoEmergence, find_ticket
@@ -98,7 +96,7 @@ def _work(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, not
     if accelerator.is_main_process:
         if trained.small is not None:
             directory.write_network(trained.small, bench.data.files())
-        directory.write(directory.result, result.to_json().encode())
+        directory.finish(result)
     accelerator.wait_for_everyone()
     return result
 

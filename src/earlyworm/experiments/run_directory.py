@@ -67,12 +67,12 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints."""
+        """The checkpoints; they go when the run has ended with a ticket."""
         return Checkpoints(self.path / "checkpoint")
 
     @property
     def candidates(self) -> Path:
-        """What there is of every ratio, if several were searched for."""
+        """What there is of every ratio while several are searched for."""
         return self.path / "candidates"
 
     @property
@@ -205,14 +205,29 @@ class RunDirectory:
             self.write(self.network / name, content)
         self.write(self.model, save_weights(network))
 
+    def finish(self, result: RunResult) -> None:
+        """Write the result, and remove what only an unfinished run needs.
+
+        Without a ticket the checkpoints stay: `force_draw` goes on from them.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        self.write(self.result, result.to_json().encode())
+        if result.ticket is not None:
+            self._remove(self.checkpoints.folder, self.candidates)
+
     def _clear(self) -> None:
         # The result first, and checkpoints before the ticket that they need: interrupted here, the run can still go on.
         self.result.unlink(missing_ok=True)
-        for folder in (self.checkpoints.folder, self.candidates, self.trackers, self.network):
-            if folder.exists():
-                shutil.rmtree(folder)
+        self._remove(self.checkpoints.folder, self.candidates, self.trackers, self.network)
         for path in (self.ticket, self.model, self.report):
             path.unlink(missing_ok=True)
+
+    def _remove(self, *folders: Path) -> None:
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def save_weights(model: nn.Module) -> bytes:
