@@ -16,8 +16,8 @@ import numpy as np
 
 from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
-from earlyworm.emergence import Emergence
 from earlyworm.experiments.run import run
+from earlyworm.search.emergence import Emergence
 from evidence_store import grid_file
 from tables import head, line
 

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel
 import earlyworm as ew
 import timed
 from earlyworm.experiments.models import build_model
-from earlyworm.ticket import fingerprint
+from earlyworm.tickets.ticket import fingerprint
 from tables import head, line
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import timed
 from earlyworm import make_mask
-from earlyworm.masks import MaskWindow
+from earlyworm.masks.mask import MaskWindow
 from tables import head, line
 
 RATIO, WINDOW = 0.5, 3

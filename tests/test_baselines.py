@@ -17,7 +17,7 @@ from earlyworm.experiments.iterative_pruning import kept_after, round_epochs
 from earlyworm.experiments.models import REFERENCE, initialise_
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
 
 METHODS = ("dense", "narrow", "random", "late", "imp", "rst")

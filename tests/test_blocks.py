@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from earlyworm import Attention, FeedForward, UnitsError
-from earlyworm.known_blocks import KNOWN
-from earlyworm.recognition import defining_class, describe, look_up, resembles
+from earlyworm.units.known_blocks import KNOWN
+from earlyworm.units.recognition import defining_class, describe, look_up, resembles
 
 
 @pytest.mark.parametrize(("options", "message"), [

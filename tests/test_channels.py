@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 import zoo
 from earlyworm import UnitGroup, Units, UnitsError, compact, find_channels
-from earlyworm.units import named_tensors
+from earlyworm.units.groups import named_tensors
 from zoo import ConvNorm, Head, images
 
 DIFFERS = "a removed channel differs from a zeroed one"

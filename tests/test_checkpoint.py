@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import earlyworm.ticket
+import earlyworm.tickets.ticket
 from earlyworm.errors import RunError
 from earlyworm.experiments.checkpoint import Checkpoints
 from earlyworm.files import TEMPORARY, pack, unpack
@@ -307,9 +307,9 @@ def test_a_failing_write_leaves_nothing_behind(call, three, monkeypatch):
         raise OSError(28, "No space left on device")
 
     if call == "fsync":
-        monkeypatch.setattr(earlyworm.ticket.os, "fsync", fail)
+        monkeypatch.setattr(earlyworm.tickets.ticket.os, "fsync", fail)
     else:
-        monkeypatch.setattr(earlyworm.ticket.Path, "replace", fail)
+        monkeypatch.setattr(earlyworm.tickets.ticket.Path, "replace", fail)
     with pytest.raises(RunError) as caught:
         checkpoints.save(state(4))
     one_line(caught, "No space left on device")
@@ -322,7 +322,7 @@ def test_an_interrupt_within_a_write_leaves_nothing_behind(three, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(earlyworm.ticket.os, "fsync", interrupt)
+    monkeypatch.setattr(earlyworm.tickets.ticket.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(state(4))
     assert names(checkpoints) == [path.name for path in kept]

@@ -9,7 +9,7 @@ from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, load_network
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
 
 RATIOS = (0.25, 0.5, 0.75)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import zoo
 from earlyworm import Cost, UnitsError, compact, cost
 from earlyworm.costs import count_flops, latency
-from earlyworm.units import named_tensors
+from earlyworm.units.groups import named_tensors
 
 # [3, 8, 8] -> 3x3, 4 channels, bias: [4, 8, 8] -> 3x3 in 2 groups, stride 2: [6, 4, 4] -> 5 classes from [96]
 CONV1, CONV2, FC = 4 * 8 * 8 * 3 * 9, 6 * 4 * 4 * 2 * 9, 96 * 5

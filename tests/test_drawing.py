@@ -10,8 +10,8 @@ from torch.optim import SGD, AdamW
 
 import earlyworm as ew
 from earlyworm.inputs import agree, probe
-from earlyworm.scores import magnitude, score_units
-from earlyworm.units import named_tensors
+from earlyworm.masks.scores import magnitude, score_units
+from earlyworm.units.groups import named_tensors
 from families import BERT_LIKE, text
 from residual import loss_on, make_batch, make_network
 

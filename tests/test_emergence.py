@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from earlyworm import ConfigError, Emergence, Mask, SearchError
-from earlyworm.masks import MaskWindow
+from earlyworm.masks.mask import MaskWindow
 
 
 def mask(text: str) -> Mask:

@@ -22,7 +22,7 @@ from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.reporting.learning_curves import learning_curve
 from earlyworm.reporting.run_figures import accuracy_figure
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from runs import (
     Recorder,
     copied,

@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim import SGD
 
 import earlyworm as ew
-from earlyworm.truncation import fading_factor
+from earlyworm.search.truncation import fading_factor
+from earlyworm.units.groups import gate_masks
 from residual import make_network, states_equal
 from stepping import DECAYING, LR, OPTIMIZERS, PAIRS, UNITS, factors, over, plain, search_on
 
@@ -191,7 +192,7 @@ def test_filters_without_batch_norm_and_single_weights(frozen):
                 model(x).square().sum().backward()
                 optimizer.step()
             masked = search.draw(force=True)
-        kept = ew.units.gate_masks(model, units.groups, masked.mask.kept)
+        kept = gate_masks(model, units.groups, masked.mask.kept)
         for name, parameter in model.named_parameters():
             fades = ~kept[name] & parameter.requires_grad if name in kept else torch.zeros(1, dtype=torch.bool)
             assert torch.allclose(parameter, torch.where(fades, start[name] / 4, start[name])), name

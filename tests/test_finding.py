@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import earlyworm as ew
-from earlyworm import channels, finding, transformer_units
-from earlyworm.weights import check_weights
+from earlyworm.units import channels, finding, transformer_units
+from earlyworm.units.weights import check_weights
 from residual import make_batch, make_network
 from stepping import UNITS
 

@@ -12,7 +12,7 @@ from earlyworm.errors import DataError, RunError
 from earlyworm.experiments.image_data import load_images
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from runs import (
     Recorder,
     classifier_directory,

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 from earlyworm import ConfigError, Constant, SearchError, TicketSearch, compact
-from earlyworm.units import gate_masks
+from earlyworm.units.groups import gate_masks
 from modules import QUIET, Automatic, Manual, fit, loader, make_callback
 from residual import loss_on, make_batch, make_network
 from sentences import NEVER, numbers, steps_of

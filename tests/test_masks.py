@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from earlyworm import ConfigError, Mask, SearchError, make_mask, mask_distance
-from earlyworm.ratios import fewest_per_group, fewest_units
+from earlyworm.masks.ratios import fewest_per_group, fewest_units
 
 
 def mask_of(scores, ratio, min_units=1):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm import find_transformer_units
-from earlyworm.narrow_attention import NarrowMultiheadAttention, reason_against_losing_heads
-from earlyworm.surgery import mask_units_, remove_units_
+from earlyworm.units.narrow_attention import NarrowMultiheadAttention, reason_against_losing_heads
+from earlyworm.units.surgery import mask_units_, remove_units_
 
 WIDTH, HEADS, KEPT = 24, 4, torch.tensor([True, False, True, True])
 L, S, N = 5, 7, 3

@@ -22,7 +22,7 @@ import earlyworm.reporting.run_report
 from earlyworm.cli import main
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from ranks import free_port
 from runs import Recorder, options, outcome, small
 
@@ -33,7 +33,7 @@ PATIENCE = 120  # seconds, before a process that hangs is an error
 def context():
     """Makes processes from one that has imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    ours = [f"earlyworm.{name}" for name in ("experiment", "report", "display", "tracing")]
+    ours = [f"earlyworm.{name}" for name in ("experiments", "reporting", "units")]
     context.set_forkserver_preload([*ours, "accelerate", "sklearn.datasets", "torch.distributed", "torch._dynamo"])
     return context
 
@@ -145,7 +145,7 @@ def forbid_writing():
         earlyworm.experiments.checkpoint,
         earlyworm.experiments.run_directory,
         earlyworm.reporting.run_report,
-        earlyworm.ticket,
+        earlyworm.tickets.ticket,
     ):
         module.write_atomically = write
 

@@ -8,9 +8,9 @@ import torch
 import zoo
 from earlyworm import Mask, UnitGroup, Units, compact, find_transformer_units
 from earlyworm.inputs import call_model, floating_tensors
-from earlyworm.renumbering import removable_kept, units_left
-from earlyworm.shrinking import Shrinking
-from earlyworm.units import Slice, make_slice
+from earlyworm.search.shrinking import Shrinking
+from earlyworm.units.groups import Slice, make_slice
+from earlyworm.units.renumbering import removable_kept, units_left
 from families import FAMILIES, build
 from residual import states_equal
 

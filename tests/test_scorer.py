@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import earlyworm as ew
-from earlyworm import masks, scorer
-from earlyworm.scorer import Scorer
+from earlyworm.masks import mask, scorer
+from earlyworm.masks.scorer import Scorer
 from residual import make_network
 from stepping import UNITS
 from test_weights import WEIGHTS, network
@@ -105,7 +105,7 @@ def test_all_weights_are_summed_up_once_a_check(monkeypatch):
         return float(score.abs().sum())
 
     monkeypatch.setattr(scorer, "absolute_sum", counted)
-    monkeypatch.setattr(masks, "absolute_sum", counted)
+    monkeypatch.setattr(mask, "absolute_sum", counted)
     model = network()
     search = ew.TicketSearch(model, units=WEIGHTS)
     assert summed == []

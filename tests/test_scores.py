@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from earlyworm import TicketSearch, UnitGroup, Units, UnitsError, find_channels
-from earlyworm.scores import SCORES, choose_score, score_units
-from earlyworm.units import make_slice
+from earlyworm.masks.scores import SCORES, choose_score, score_units
+from earlyworm.units.groups import make_slice
 from residual import make_network
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 import earlyworm as ew
-from earlyworm.truncation import Static
+from earlyworm.search.truncation import Static
 from residual import Residual, loss_on, make_batch, make_network, states_equal
 from stepping import LR, UNITS, plain
 

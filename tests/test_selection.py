@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlyworm import selection
-from earlyworm.selection import absolute_sum, lowest, pack, unpack
+from earlyworm.masks import selection
+from earlyworm.masks.selection import absolute_sum, lowest, pack, unpack
 
 
 def by_sorting(scores, count):

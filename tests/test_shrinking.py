@@ -16,13 +16,13 @@ from torch.optim.lr_scheduler import StepLR
 from transformers import Adafactor
 
 import earlyworm as ew
-import earlyworm.shrinking
+import earlyworm.search.shrinking
 import zoo
 from earlyworm.inputs import call_model, floating_tensors
 from earlyworm.integrations.callback import SearchCallback
-from earlyworm.surgery import AppliedTicket
-from earlyworm.ticket import fingerprint
-from earlyworm.units import gate_masks, named_tensors
+from earlyworm.tickets.ticket import fingerprint
+from earlyworm.units.groups import gate_masks, named_tensors
+from earlyworm.units.surgery import AppliedTicket
 from residual import loss_on, make_batch, make_network, states_equal
 from sentences import Sentences, make_bert, numbers
 from stepping import UNITS
@@ -586,7 +586,7 @@ def test_what_exchanges_gradients_is_refused_by_callbacks(tmp_path):
 
 def test_several_processes(monkeypatch):
     model, search = residual(0)
-    monkeypatch.setattr(earlyworm.shrinking, "processes", lambda: 2)
+    monkeypatch.setattr(earlyworm.search.shrinking, "processes", lambda: 2)
     message = "shrink=True, but 2 processes train together, .*: give shrink=False, or train in one process"
     with pytest.raises(ew.SearchError, match=message):
         search.attach(sgd(model))

@@ -5,8 +5,8 @@ import torch
 from torch.optim import SGD
 
 import earlyworm as ew
-from earlyworm.taylor import first_order
-from earlyworm.units import named_tensors
+from earlyworm.masks.taylor import first_order
+from earlyworm.units.groups import named_tensors
 from residual import loss_on, make_batch, make_network, states_equal
 from stepping import UNITS, in_place_zero_grad, plain
 from test_weights import BOTH, KEY, NEURONS, batch, network

@@ -5,7 +5,7 @@ import torch
 
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from texts import small_text, write_all
 
 

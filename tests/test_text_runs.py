@@ -15,7 +15,7 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
 from earlyworm.reporting.run_report import describe_run, summary, write_report
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 from runs import (
     Recorder,
     copied,

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from earlyworm import ConfigError, Constant, Emergence, SearchError, TicketSearch, UnitsError, compact
 from earlyworm.integrations.transformers import TicketCallback, load_pretrained, save_pretrained
-from earlyworm.units import gate_masks
+from earlyworm.units.groups import gate_masks
 from sentences import NEVER, SOON, UNITS, Sentences, arguments, make_bert, make_trainer, numbers, steps_of
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import zoo
 from earlyworm import Units, compact, find_transformer_units
 from earlyworm.inputs import call_model, floating_tensors
-from earlyworm.surgery import copy_model, mask_units_, remove_units_
-from earlyworm.units import named_tensors
+from earlyworm.units.groups import named_tensors
+from earlyworm.units.surgery import copy_model, mask_units_, remove_units_
 from families import FAMILIES, build
 
 CASES = [(name, attention) for name, family in FAMILIES.items() for attention in family.attention]

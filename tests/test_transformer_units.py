@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import earlyworm as ew
 from earlyworm import Attention, FeedForward, Units, UnitsError, find_transformer_units
-from earlyworm.surgery import mask_units_, remove_units_
-from earlyworm.units import named_tensors
+from earlyworm.units.groups import named_tensors
+from earlyworm.units.surgery import mask_units_, remove_units_
 from families import FAMILIES, HEADS, NEURONS, WIDTH, build
 from test_transformer_families import assert_close, outputs, random_kept
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 import earlyworm as ew
-from earlyworm.units import Entries, make_slice
+from earlyworm.units.groups import Entries, make_slice
 
 
 class Attention(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from earlyworm import Mask, Ticket, UnitGroup, Units, compact, find_channels
-from earlyworm.ticket import fingerprint
-from earlyworm.units import named_tensors
+from earlyworm.tickets.ticket import fingerprint
+from earlyworm.units.groups import named_tensors
 
 
 def images(channels: int = 3, size: int = 8, batch: int = 3) -> Tensor:

@@ -7,12 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from earlyworm.blocks import Attention, FeedForward
-    from earlyworm.channels import find_channels
-    from earlyworm.compaction import compact, round_ticket
     from earlyworm.costs import Cost, cost
-    from earlyworm.drawing import full_mask, further_mask, random_mask, ticket_of, uniform_mask
-    from earlyworm.emergence import Emergence
     from earlyworm.errors import (
         ConfigError,
         DataError,
@@ -22,16 +17,21 @@ if TYPE_CHECKING:
         TicketError,
         UnitsError,
     )
-    from earlyworm.finding import find_all_weights, find_units
-    from earlyworm.history import Check
-    from earlyworm.masks import Mask, make_mask, mask_distance
-    from earlyworm.recipes import WORM_CNN, WORM_TRANSFORMER
-    from earlyworm.search import TicketSearch
-    from earlyworm.sweep import RatioSweep
-    from earlyworm.ticket import Ticket
-    from earlyworm.transformer_units import find_transformer_units
-    from earlyworm.truncation import Constant, Fade, Greedy, Worm, truncate_, truncation_factor
-    from earlyworm.units import Entries, Slice, UnitGroup, Units
+    from earlyworm.masks.mask import Mask, make_mask, mask_distance
+    from earlyworm.search.emergence import Emergence
+    from earlyworm.search.history import Check
+    from earlyworm.search.recipes import WORM_CNN, WORM_TRANSFORMER
+    from earlyworm.search.sweep import RatioSweep
+    from earlyworm.search.ticket_search import TicketSearch
+    from earlyworm.search.truncation import Constant, Fade, Greedy, Worm, truncate_, truncation_factor
+    from earlyworm.tickets.compaction import compact, round_ticket
+    from earlyworm.tickets.drawing import full_mask, further_mask, random_mask, ticket_of, uniform_mask
+    from earlyworm.tickets.ticket import Ticket
+    from earlyworm.units.blocks import Attention, FeedForward
+    from earlyworm.units.channels import find_channels
+    from earlyworm.units.finding import find_all_weights, find_units
+    from earlyworm.units.groups import Entries, Slice, UnitGroup, Units
+    from earlyworm.units.transformer_units import find_transformer_units
 
 __all__ = [
     "WORM_CNN",
@@ -79,23 +79,23 @@ __all__ = [
 ]
 
 _HOMES = (
-    "blocks",
-    "channels",
-    "compaction",
     "costs",
-    "drawing",
-    "emergence",
     "errors",
-    "finding",
-    "history",
-    "masks",
-    "recipes",
-    "search",
-    "sweep",
-    "ticket",
-    "transformer_units",
-    "truncation",
-    "units",
+    "masks.mask",
+    "search.emergence",
+    "search.history",
+    "search.recipes",
+    "search.sweep",
+    "search.ticket_search",
+    "search.truncation",
+    "tickets.compaction",
+    "tickets.drawing",
+    "tickets.ticket",
+    "units.blocks",
+    "units.channels",
+    "units.finding",
+    "units.groups",
+    "units.transformer_units",
 )
 
 

@@ -17,7 +17,7 @@ from earlyworm.options import Compare, Report, parse
 if TYPE_CHECKING:
     from earlyworm.comparisons.comparison import Comparison
     from earlyworm.experiments.run_directory import RunDirectory
-    from earlyworm.masks import Mask
+    from earlyworm.masks.mask import Mask
 
 _INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -113,7 +113,7 @@ def _write_reports(comparison: Comparison, folder: Path) -> None:
 
 def _mask_of(directory: RunDirectory) -> Mask | None:
     """The mask of a run's ticket, if there is one that can be read; a page without it still says most."""
-    from earlyworm.ticket import Ticket
+    from earlyworm.tickets.ticket import Ticket
 
     try:
         return Ticket.load(directory.ticket).mask if directory.ticket.exists() else None
@@ -145,7 +145,7 @@ def _report(path: Path) -> None:
 
 def _inspect(path: Path) -> None:
     """`earlyworm inspect`."""
-    from earlyworm.ticket import Ticket
+    from earlyworm.tickets.ticket import Ticket
 
     if (comparison := _saved_comparison(path)) is not None:
         from earlyworm.reporting.comparison_tables import comparison_table

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from earlyworm.compaction import compact
 from earlyworm.costs import count_flops
-from earlyworm.drawing import full_mask, random_mask, ticket_of, uniform_mask
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.bench import Bench
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.training import stable_seed
-from earlyworm.masks import Mask
-from earlyworm.units import gate_masks, named_tensors
+from earlyworm.masks.mask import Mask
+from earlyworm.tickets.compaction import compact
+from earlyworm.tickets.drawing import full_mask, random_mask, ticket_of, uniform_mask
+from earlyworm.units.groups import gate_masks, named_tensors
 
 if TYPE_CHECKING:
     from earlyworm.inputs import ExampleInputs
-    from earlyworm.search import TicketSearch
-    from earlyworm.ticket import Ticket
-    from earlyworm.units import Units
+    from earlyworm.search.ticket_search import TicketSearch
+    from earlyworm.tickets.ticket import Ticket
+    from earlyworm.units.groups import Units
 
 _HALVINGS = 12  # of the ratio: the last ones move less than one unit of a thousand
 _RISE = 0.8  # the fraction of the transformation after which its penalty has grown up

@@ -14,7 +14,7 @@ from earlyworm.experiments.data import Data
 from earlyworm.experiments.results import CandidateResult, CheckRecord
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import Pace, Progress, train_steps
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.ticket import Ticket
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -16,8 +16,8 @@ from earlyworm.experiments.results import CandidateResult
 from earlyworm.experiments.retraining import compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.searching import save_ticket, train_dense
-from earlyworm.sweep import RatioSweep
-from earlyworm.ticket import Ticket
+from earlyworm.search.sweep import RatioSweep
+from earlyworm.tickets.ticket import Ticket
 
 
 @dataclass(frozen=True)

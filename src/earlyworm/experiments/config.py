@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
 
-from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.checks import check_method, check_ranges, check_task, check_units, require, typed
 from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
+from earlyworm.search.emergence import Emergence
 
 DEFAULT_CHI = {
     "images": {"constant": 0.1, "worm": 0.003, "fade": 0.0},

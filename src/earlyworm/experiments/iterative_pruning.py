@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from earlyworm.drawing import full_mask, further_mask, ticket_of
 from earlyworm.experiments.bench import Bench, Found
 from earlyworm.experiments.results import CheckRecord
 from earlyworm.experiments.searching import save_ticket
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer
-from earlyworm.masks import Mask
-from earlyworm.scores import magnitude, score_units
-from earlyworm.ticket import Ticket
-from earlyworm.units import Units
+from earlyworm.masks.mask import Mask
+from earlyworm.masks.scores import magnitude, score_units
+from earlyworm.tickets.drawing import full_mask, further_mask, ticket_of
+from earlyworm.tickets.ticket import Ticket
+from earlyworm.units.groups import Units
 
 
 def kept_after(rounds: int, ratio: float, units: int) -> list[int]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlyworm.compaction import compact
 from earlyworm.experiments.bench import Bench, Found, Retrained
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.models import initialise_
 from earlyworm.experiments.run_directory import build_network
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer, stable_seed
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.compaction import compact
+from earlyworm.tickets.ticket import Ticket
 
 _RECOVERING = 3  # epochs after the cut: accuracy is measured after each of them
 

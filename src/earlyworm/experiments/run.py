@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from earlyworm.channels import find_channels
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.bench import Bench, Observer, Silent, Trained
 from earlyworm.experiments.choosing import choose_ratio
@@ -22,13 +21,14 @@ from earlyworm.experiments.retraining import arrange_memory, compact_ticket, ret
 from earlyworm.experiments.run_directory import RunDirectory, build_network
 from earlyworm.experiments.searching import NoEmergence, find_ticket
 from earlyworm.experiments.training import Pace, check_batch
-from earlyworm.finding import find_all_weights, find_units
 from earlyworm.inputs import ExampleInputs
-from earlyworm.search import TicketSearch
-from earlyworm.surgery import copy_model
-from earlyworm.sweep import RatioSweep
-from earlyworm.ticket import Ticket
-from earlyworm.truncation import Constant, Fade, Greedy, Truncation, Worm
+from earlyworm.search.sweep import RatioSweep
+from earlyworm.search.ticket_search import TicketSearch
+from earlyworm.search.truncation import Constant, Fade, Greedy, Truncation, Worm
+from earlyworm.tickets.ticket import Ticket
+from earlyworm.units.channels import find_channels
+from earlyworm.units.finding import find_all_weights, find_units
+from earlyworm.units.surgery import copy_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from earlyworm.compaction import compact
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.checkpoint import Checkpoints
 from earlyworm.experiments.claim import LOCK, claim
@@ -22,7 +21,8 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.models import build_model, load_weights, replace_classifier
 from earlyworm.experiments.results import RunResult
 from earlyworm.files import TEMPORARY, write_atomically
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.compaction import compact
+from earlyworm.tickets.ticket import Ticket
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from earlyworm.compaction import round_ticket
-from earlyworm.emergence import Emergence
 from earlyworm.experiments.baselines import baseline_ticket, extrusion
 from earlyworm.experiments.bench import Bench, Found
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import CheckRecord
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer
-from earlyworm.history import Check
-from earlyworm.masks import Mask, mask_distance
-from earlyworm.search import TicketSearch
-from earlyworm.sweep import RatioSweep
-from earlyworm.ticket import Ticket
+from earlyworm.masks.mask import Mask, mask_distance
+from earlyworm.search.emergence import Emergence
+from earlyworm.search.history import Check
+from earlyworm.search.sweep import RatioSweep
+from earlyworm.search.ticket_search import TicketSearch
+from earlyworm.tickets.compaction import round_ticket
+from earlyworm.tickets.ticket import Ticket
 
 _KEPT_UNITS = 2**24  # of more units, no masks are kept for their distances to each other: 2 MB each
 

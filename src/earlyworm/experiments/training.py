@@ -18,7 +18,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import Data
 from earlyworm.experiments.models import logits
 from earlyworm.inputs import ExampleInputs, batch_size, call_model, synchronize
-from earlyworm.surgery import copy_model
+from earlyworm.units.surgery import copy_model
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from earlyworm.errors import ConfigError, SearchError
-from earlyworm.history import Check
 from earlyworm.inputs import processes, unwrap
 from earlyworm.integrations.swapping import check_wrapper, compact_in_place, parallel_in
-from earlyworm.search import TicketSearch
-from earlyworm.ticket import Ticket
+from earlyworm.search.history import Check
+from earlyworm.search.ticket_search import TicketSearch
+from earlyworm.tickets.ticket import Ticket
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from earlyworm.errors import ConfigError, SearchError
-from earlyworm.history import Check
 from earlyworm.inputs import unwrap
 from earlyworm.integrations import MissingPackageError
 from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs
+from earlyworm.search.history import Check
 
 __all__ = ["TicketCallback"]
 

@@ -16,10 +16,10 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from earlyworm.compaction import compact
 from earlyworm.errors import TicketError, first_line
 from earlyworm.inputs import unwrap
-from earlyworm.ticket import Ticket, fingerprint
+from earlyworm.tickets.compaction import compact
+from earlyworm.tickets.ticket import Ticket, fingerprint
 
 TICKET_NAME = "ticket.safetensors"
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from earlyworm.compaction import compact_
 from earlyworm.errors import SearchError
 from earlyworm.inputs import unwrap
-from earlyworm.surgery import key_of_another_shape
-from earlyworm.ticket import Ticket
+from earlyworm.tickets.compaction import compact_
+from earlyworm.tickets.ticket import Ticket
+from earlyworm.units.surgery import key_of_another_shape
 
 
 def compact_in_place(

@@ -11,10 +11,10 @@ from typing import Any
 
 from earlyworm.errors import ConfigError, RunError, SearchError
 from earlyworm.files import pack, unpack, write_atomically
-from earlyworm.history import Check
 from earlyworm.inputs import unwrap_optimizer
 from earlyworm.integrations import MissingPackageError
 from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs
+from earlyworm.search.history import Check
 
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments

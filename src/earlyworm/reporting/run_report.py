@@ -13,7 +13,7 @@ from rich.table import Table
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
-from earlyworm.masks import Mask
+from earlyworm.masks.mask import Mask
 from earlyworm.reporting.formats import epochs, percent, seconds, si
 from earlyworm.reporting.page import plain_figure, render, write_page
 from earlyworm.reporting.palette import DISTANCES, PALETTE

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from earlyworm.experiments.results import RunResult
-from earlyworm.masks import Mask
+from earlyworm.masks.mask import Mask
 from earlyworm.reporting.palette import DISTANCES, INK, RULE, TICKET
 
 MOST_CELLS = 512  # in a row of units: more would be finer than the pixels of a page

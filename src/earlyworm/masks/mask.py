@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from earlyworm.errors import SearchError
-from earlyworm.ratios import Ratio, fewest_per_group, removed_per_kind
-from earlyworm.selection import absolute_sum, lowest, pack, unpack
+from earlyworm.masks.ratios import Ratio, fewest_per_group, removed_per_kind
+from earlyworm.masks.selection import absolute_sum, lowest, pack, unpack
 
 
 @dataclass(frozen=True, eq=False)

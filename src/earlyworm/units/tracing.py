@@ -13,7 +13,7 @@ from torch_pruning.ops import OPTYPE
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, call_model, copy_inputs, floating_tensors, private_randomness
-from earlyworm.units import Role, Slice, UnitGroup, make_slice, named_tensors
+from earlyworm.units.groups import Role, Slice, UnitGroup, make_slice, named_tensors
 
 _CONVS = (nn.modules.conv._ConvNd,)
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

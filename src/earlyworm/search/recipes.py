@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from earlyworm.emergence import Emergence
-from earlyworm.truncation import Worm
+from earlyworm.search.emergence import Emergence
+from earlyworm.search.truncation import Worm
 
 WORM_CNN: Mapping[str, Any] = MappingProxyType(
     {

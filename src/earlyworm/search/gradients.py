@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import SearchError
 from earlyworm.inputs import unwrap_optimizer
-from earlyworm.truncation import fading_factor, truncate_, truncation_factor
-from earlyworm.units import Units, named_tensors
+from earlyworm.search.truncation import fading_factor, truncate_, truncation_factor
+from earlyworm.units.groups import Units, named_tensors
 
 
 class _StaticGate(NamedTuple):

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from earlyworm.errors import ConfigError, TicketError
 from earlyworm.inputs import unwrap
-from earlyworm.masks import Mask, check_finite, make_mask, remove_lowest
-from earlyworm.ratios import Ratio, check_min_units, fewest_per_group, fewest_units, ratio_per_kind
-from earlyworm.selection import absolute_sum, unpack
-from earlyworm.ticket import Ticket, fingerprint, library_versions
-from earlyworm.units import Units
+from earlyworm.masks.mask import Mask, check_finite, make_mask, remove_lowest
+from earlyworm.masks.ratios import Ratio, check_min_units, fewest_per_group, fewest_units, ratio_per_kind
+from earlyworm.masks.selection import absolute_sum, unpack
+from earlyworm.tickets.ticket import Ticket, fingerprint, library_versions
+from earlyworm.units.groups import Units
 
 
 def full_mask(units: Units) -> Mask:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from earlyworm.blocks import Attention, Description, FeedForward
+from earlyworm.units.blocks import Attention, Description, FeedForward
 
 _Family: TypeAlias = Mapping[str, Description]  # by what the names of classes end with
 
@@ -148,6 +148,6 @@ KNOWN: dict[str, dict[str, Description]] = {
         "TransformerDecoderLayer": FeedForward("linear1", "linear2"),
     },
     # Blocks that have lost heads before
-    "earlyworm.narrow_attention": {"NarrowMultiheadAttention": _TORCH, "NarrowBiasedAttention": _T5},
+    "earlyworm.units.narrow_attention": {"NarrowMultiheadAttention": _TORCH, "NarrowBiasedAttention": _T5},
 }
 """The blocks that need no description: per package that defines them, by the name of their class."""

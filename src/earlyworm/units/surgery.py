@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, few_examples, probe, unwrap_optimizer
-from earlyworm.narrow_attention import keep_heads_
-from earlyworm.units import Slice, UnitGroup, gate_masks, named_tensors, tensor_of
+from earlyworm.units.groups import Slice, UnitGroup, gate_masks, named_tensors, tensor_of
+from earlyworm.units.narrow_attention import keep_heads_
 
 _NORMS = (nn.modules.batchnorm._NormBase,)  # batch and instance norms
 _CONVS = (nn.modules.conv._ConvNd,)

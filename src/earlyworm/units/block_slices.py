@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from earlyworm.blocks import Attention, FeedForward
 from earlyworm.errors import UnitsError
-from earlyworm.recognition import defining_class, look_up
-from earlyworm.units import Entries, Role, Slice, UnitGroup
+from earlyworm.units.blocks import Attention, FeedForward
+from earlyworm.units.groups import Entries, Role, Slice, UnitGroup
+from earlyworm.units.recognition import defining_class, look_up
 
 
 @dataclass(frozen=True)

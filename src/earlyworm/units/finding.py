@@ -8,12 +8,12 @@ from typing import get_args
 import torch
 from torch import nn
 
-from earlyworm.channels import find_channels
 from earlyworm.errors import ConfigError, UnitsError
 from earlyworm.inputs import ExampleInputs, unwrap
-from earlyworm.transformer_units import find_transformer_units
-from earlyworm.units import Kind, UnitGroup, Units, gate_masks, weight_group
-from earlyworm.weights import check_weights
+from earlyworm.units.channels import find_channels
+from earlyworm.units.groups import Kind, UnitGroup, Units, gate_masks, weight_group
+from earlyworm.units.transformer_units import find_transformer_units
+from earlyworm.units.weights import check_weights
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 

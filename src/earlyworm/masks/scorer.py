@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import SearchError
-from earlyworm.masks import Mask, check_finite
-from earlyworm.scores import Score, choose_score, magnitude, score_units
-from earlyworm.selection import absolute_sum
-from earlyworm.taylor import TaylorScore
-from earlyworm.units import Units
+from earlyworm.masks.mask import Mask, check_finite
+from earlyworm.masks.scores import Score, choose_score, magnitude, score_units
+from earlyworm.masks.selection import absolute_sum
+from earlyworm.masks.taylor import TaylorScore
+from earlyworm.units.groups import Units
 
 
 class Scorer:

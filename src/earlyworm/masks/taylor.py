@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import SearchError
-from earlyworm.scores import mean_per_unit
-from earlyworm.units import Slice, UnitGroup, Units, named_tensors, tensor_of
+from earlyworm.masks.scores import mean_per_unit
+from earlyworm.units.groups import Slice, UnitGroup, Units, named_tensors, tensor_of
 
 
 def first_order(tensors: dict[str, Tensor], group: UnitGroup) -> Tensor:

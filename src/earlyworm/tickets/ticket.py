@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from earlyworm.errors import TicketError
 from earlyworm.files import write_atomically
 from earlyworm.inputs import unwrap
-from earlyworm.masks import Mask
-from earlyworm.narrow_attention import OWN_HEADS
-from earlyworm.ratios import Ratio
-from earlyworm.renumbering import aliases, structure_left, units_left
-from earlyworm.surgery import AppliedTicket, mask_units_
-from earlyworm.units import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
+from earlyworm.masks.mask import Mask
+from earlyworm.masks.ratios import Ratio
+from earlyworm.units.groups import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
+from earlyworm.units.narrow_attention import OWN_HEADS
+from earlyworm.units.renumbering import aliases, structure_left, units_left
+from earlyworm.units.surgery import AppliedTicket, mask_units_
 
-FORMAT = "earlyworm.ticket"
+FORMAT = "earlyworm.tickets.ticket"
 FORMAT_VERSION = 2
 
 

@@ -11,21 +11,21 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError, SearchError
-from earlyworm.finding import units_of
-from earlyworm.gradients import GradientHook
-from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs, unwrap
-from earlyworm.masks import Mask, MaskWindow, mask_of_finite
-from earlyworm.ratios import Ratio, removed_per_kind
-from earlyworm.schedule import Schedule
-from earlyworm.scorer import Scorer
-from earlyworm.scores import Score
-from earlyworm.shrinking import Shrinking
-from earlyworm.ticket import Ticket, library_versions
-from earlyworm.truncation import Truncation
-from earlyworm.units import Units, gate_masks
+from earlyworm.masks.mask import Mask, MaskWindow, mask_of_finite
+from earlyworm.masks.ratios import Ratio, removed_per_kind
+from earlyworm.masks.scorer import Scorer
+from earlyworm.masks.scores import Score
+from earlyworm.search.emergence import Emergence
+from earlyworm.search.gradients import GradientHook
+from earlyworm.search.history import Check, Overhead
+from earlyworm.search.schedule import Schedule
+from earlyworm.search.shrinking import Shrinking
+from earlyworm.search.truncation import Truncation
+from earlyworm.tickets.ticket import Ticket, library_versions
+from earlyworm.units.finding import units_of
+from earlyworm.units.groups import Units, gate_masks
 
 STATE_VERSION = 3
 

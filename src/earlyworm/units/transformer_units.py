@@ -7,14 +7,14 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from earlyworm.block_slices import Block, head_group, matrix_groups, neuron_group
-from earlyworm.blocks import Attention, Blocks, FeedForward
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import unwrap
-from earlyworm.narrow_attention import reason_against_losing_heads
-from earlyworm.recognition import describe, resembles
-from earlyworm.units import Kind, UnitGroup, Units, named_tensors, weight_group
-from earlyworm.weights import check_weights
+from earlyworm.units.block_slices import Block, head_group, matrix_groups, neuron_group
+from earlyworm.units.blocks import Attention, Blocks, FeedForward
+from earlyworm.units.groups import Kind, UnitGroup, Units, named_tensors, weight_group
+from earlyworm.units.narrow_attention import reason_against_losing_heads
+from earlyworm.units.recognition import describe, resembles
+from earlyworm.units.weights import check_weights
 
 _DESCRIBED_BY: dict[Kind, type[Attention | FeedForward]] = {
     "heads": Attention,

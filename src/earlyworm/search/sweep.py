@@ -8,16 +8,16 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from earlyworm.emergence import Emergence
 from earlyworm.errors import ConfigError, SearchError
-from earlyworm.history import Check, Overhead
 from earlyworm.inputs import ExampleInputs
-from earlyworm.masks import Mask
-from earlyworm.scores import Score
-from earlyworm.search import TicketSearch
-from earlyworm.ticket import Ticket
-from earlyworm.truncation import Truncation
-from earlyworm.units import Units
+from earlyworm.masks.mask import Mask
+from earlyworm.masks.scores import Score
+from earlyworm.search.emergence import Emergence
+from earlyworm.search.history import Check, Overhead
+from earlyworm.search.ticket_search import TicketSearch
+from earlyworm.search.truncation import Truncation
+from earlyworm.tickets.ticket import Ticket
+from earlyworm.units.groups import Units
 
 
 class RatioSweep:

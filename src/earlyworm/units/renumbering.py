@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from earlyworm.units import Slice, UnitGroup, Units, named_tensors
+from earlyworm.units.groups import Slice, UnitGroup, Units, named_tensors
 
 Kept = Mapping[str, Tensor]
 """One boolean tensor [group size] per group name; True is kept."""

@@ -13,10 +13,10 @@ from torch import nn
 
 from earlyworm.errors import UnitsError
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
-from earlyworm.surgery import comparable_copies, copy_model, mask_units_, remove_units_
-from earlyworm.tracing import trace_channels
-from earlyworm.units import UnitGroup, Units, make_slice
-from earlyworm.weights import check_weights
+from earlyworm.units.groups import UnitGroup, Units, make_slice
+from earlyworm.units.surgery import comparable_copies, copy_model, mask_units_, remove_units_
+from earlyworm.units.tracing import trace_channels
+from earlyworm.units.weights import check_weights
 
 Coupling = Literal["coupled", "independent"]
 T = TypeVar("T")

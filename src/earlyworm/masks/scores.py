@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import UnitsError
-from earlyworm.units import Kind, Role, Slice, UnitGroup, Units, named_tensors, tensor_of
+from earlyworm.units.groups import Kind, Role, Slice, UnitGroup, Units, named_tensors, tensor_of
 
 Score = Callable[[dict[str, Tensor], UnitGroup], Tensor]
 """From all tensors of a model by name, and one of its unit groups, to the scores of its units.

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from earlyworm.errors import TicketError, first_line
 from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
-from earlyworm.masks import Mask
-from earlyworm.renumbering import removable_kept, translate
-from earlyworm.surgery import AppliedTicket, comparable_copies, copy_model, mask_units_, remove_units_
-from earlyworm.ticket import Ticket
-from earlyworm.units import UnitGroup, gate_masks
+from earlyworm.masks.mask import Mask
+from earlyworm.tickets.ticket import Ticket
+from earlyworm.units.groups import UnitGroup, gate_masks
+from earlyworm.units.renumbering import removable_kept, translate
+from earlyworm.units.surgery import AppliedTicket, comparable_copies, copy_model, mask_units_, remove_units_
 
 
 def compact(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.inputs import processes
-from earlyworm.masks import Mask
-from earlyworm.renumbering import aliases, removable_kept, translate, units_left
-from earlyworm.surgery import HoldAtZero, key_of_another_shape, remove_units_
-from earlyworm.ticket import fingerprint
-from earlyworm.units import Units, named_tensors
+from earlyworm.masks.mask import Mask
+from earlyworm.tickets.ticket import fingerprint
+from earlyworm.units.groups import Units, named_tensors
+from earlyworm.units.renumbering import aliases, removable_kept, translate, units_left
+from earlyworm.units.surgery import HoldAtZero, key_of_another_shape, remove_units_
 
 
 class Shrinking:

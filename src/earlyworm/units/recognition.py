@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from earlyworm.blocks import Attention, Blocks, Description, FeedForward
-from earlyworm.known_blocks import KNOWN
+from earlyworm.units.blocks import Attention, Blocks, Description, FeedForward
+from earlyworm.units.known_blocks import KNOWN
 
 
 def defining_class(module: nn.Module) -> type[nn.Module] | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from earlyworm.errors import ConfigError
-from earlyworm.history import Check
-from earlyworm.truncation import Truncation, half_life_in_steps
+from earlyworm.search.history import Check
+from earlyworm.search.truncation import Truncation, half_life_in_steps
 
 
 @dataclass(frozen=True)

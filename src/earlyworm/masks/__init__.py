@@ -1,0 +1,1 @@
+"""Which units stay: from scores to masks, and the distance between masks."""
