@@ -124,7 +124,7 @@ def test_a_ticket_from_a_search_on_another_device_type_is_plain_data(tmp_path: P
     assert not loaded.emerged
     assert loaded.versions["torch"] == torch.__version__
     with safe_open(tmp_path / "t", framework="pt") as file:
-        assert list(file.metadata()) == ["earlyworm.tickets.ticket"]
+        assert list(file.metadata()) == ["earlyworm.ticket"]
         assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.uint8, torch.float32, torch.int32}  # noqa: SIM118
 
 
@@ -174,15 +174,15 @@ def test_other_safetensors_files(tmp_path: Path, content: bytes) -> None:
             Ticket.load(path)
     path.write_bytes(content)
     with safe_open(path, framework="pt") as file:
-        envelope = json.loads(file.metadata()["earlyworm.tickets.ticket"])
+        envelope = json.loads(file.metadata()["earlyworm.ticket"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(tensors, path, {"earlyworm.tickets.ticket": json.dumps({**envelope, "version": 99})})
+    save_file(tensors, path, {"earlyworm.ticket": json.dumps({**envelope, "version": 99})})
     with pytest.raises(
         TicketError, match=f"has format version 99, but this version .* reads {FORMAT_VERSION}: draw it"
     ):
         Ticket.load(path)
     for bad in ("{", "[]", "1", "{}", *(json.dumps({**envelope, key: None}) for key in ("sha256", "ticket"))):
-        save_file(tensors, path, {"earlyworm.tickets.ticket": bad})
+        save_file(tensors, path, {"earlyworm.ticket": bad})
         with pytest.raises(TicketError, match="is damaged"):
             Ticket.load(path)
 

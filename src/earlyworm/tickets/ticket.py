@@ -26,7 +26,7 @@ from earlyworm.units.narrow_attention import OWN_HEADS
 from earlyworm.units.renumbering import aliases, structure_left, units_left
 from earlyworm.units.surgery import AppliedTicket, mask_units_
 
-FORMAT = "earlyworm.tickets.ticket"
+FORMAT = "earlyworm.ticket"  # names the file format, not a module
 FORMAT_VERSION = 2
 
 
