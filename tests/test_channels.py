@@ -1,6 +1,7 @@
 """Which channels are units, which are left out and why, and that looking for them leaves no trace."""
 
 import copy
+import math
 import threading
 import time
 import warnings
@@ -396,6 +397,18 @@ def test_forwards_that_cannot_be_pruned_exactly(name: str) -> None:
     assert units.sizes == sizes
     assert units.skipped.keys() == reasons.keys()
     assert all(units.skipped[layer].startswith(reason) for layer, reason in reasons.items())
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, torch.finfo(torch.float32).min, -math.inf])
+def test_masked_outputs_do_not_hide_a_wrong_cut(fill: float) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        b = s.b(s.a(x))
+        y = s.head(torch.cat([b, b.amax(1, keepdim=True)], 1))
+        return y.masked_fill(torch.arange(y.shape[1]) > 0, fill)
+
+    units = find_channels(Model(forward, a=stem(), b=nn.Conv2d(6, 8, 3), head=Head(9)), images())
+    assert units.sizes == {"a.0": 6}
+    assert units.skipped["b"].startswith(DIFFERS)
 
 
 def test_forwards_that_can_be_pruned() -> None:

@@ -43,6 +43,18 @@ def test_attention_on_a_cpu() -> None:
     assert step == forward + 2 * 2 * (2 * products - 5 * 3 * 12 * 12 + 5 * attention // 2)
 
 
+@pytest.mark.parametrize("frozen", [1, 2])
+def test_frozen_layers_of_a_transformer_cost_as_much(frozen: int) -> None:
+    layer = nn.TransformerEncoderLayer(12, 3, 8, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    x = torch.randn(2, 5, 12)
+    expected = count_flops(encoder, x)[0]
+    for part in encoder.layers[:frozen]:
+        part.requires_grad_(False)
+    assert count_flops(encoder, x)[0] == expected
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_per_example(batch: int) -> None:
     assert cost(tiny(), zoo.images(batch=batch), repeats=1).macs == CONV1 + CONV2 + FC
@@ -150,6 +162,11 @@ def test_the_model_is_left_as_it_is(mode: Any) -> None:
     assert [p.requires_grad for p in model.parameters()][:2] == [False, True]
     assert torch.equal(x, given)
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_weights_that_are_not_there() -> None:
+    with pytest.raises(UnitsError, match="Conv2d is on the meta device: load the weights first"):
+        cost(nn.Conv2d(3, 4, 3, device="meta"), zoo.images())
 
 
 def test_modes_come_back_after_a_failure() -> None:

@@ -46,6 +46,37 @@ def test_weights_are_looked_at_once(way, monkeypatch):
     assert len(checked) == 1
 
 
+def test_lazy_weights():
+    with pytest.raises(ew.UnitsError, match=r"0\.weight has no shape yet: run one forward pass first"):
+        ew.find_channels(nn.Sequential(nn.LazyConv2d(3, 3), nn.BatchNorm2d(3)), INPUTS)
+
+
+class Hybrid(nn.Module):
+    """A convolution with a norm before an encoder, whose neurons are the channels of its first linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 1))
+        self.encoder = encoder()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_channels_that_are_neurons_are_found_once():
+    x = torch.randn(2, 3, 6, 6)
+    units = ew.find_units(Hybrid(), ("channels", "neurons"), x)
+    assert units.sizes == {"stem.0": 6, "encoder.linear1": 12}
+    assert units.kinds == {"stem.0": "channels", "encoder.linear1": "neurons"}
+    assert "encoder.linear1" not in units.skipped
+    ew.TicketSearch(Hybrid(), x, units=("channels", "neurons"), pruning_ratio={"channels": 0.5, "neurons": 0.25})
+    with pytest.raises(ew.UnitsError, match="all channels are neurons too: leave channels out"):
+        ew.find_units(encoder(), ("channels", "neurons"), torch.randn(2, 5, 8))
+    with pytest.raises(ew.UnitsError, match="a group is named 'first' in both"):
+        UNITS.together_with(UNITS)
+
+
 def test_units_of_another_model_are_refused():
     with pytest.raises(ew.UnitsError, match="these units belong to another model"):
         ew.TicketSearch(encoder(), units=UNITS)

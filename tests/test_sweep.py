@@ -83,6 +83,16 @@ def test_only_the_lowest_ratio_truncates():
     assert all(search.sparsity_penalty == 0 for search in others)
 
 
+def test_every_ratio_sees_gradients_before_the_lowest_truncates_them():
+    model = network()
+    sweep = sweep_of(model, truncation=ew.Constant(0.0), score="taylor")
+    steps = train(model, sweep, 3)
+    next(steps)
+    next(steps)
+    low, *others = (search.draw(force=True).scores for search in sweep.searches.values())
+    assert all(torch.equal(low[name], scores[name]) for scores in others for name in low)
+
+
 def test_it_goes_on_from_its_state():
     model = network()
     sweep = sweep_of(model)

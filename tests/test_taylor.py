@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import earlyworm as ew
@@ -75,6 +76,44 @@ def test_gradients_are_seen_before_they_are_truncated():
         return search.draw(force=True).scores
 
     assert all(torch.equal(a, b) for a, b in zip(scores(None).values(), scores(ew.Constant(0)).values(), strict=True))
+
+
+@pytest.mark.parametrize("biases_first", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_gates_in_several_optimizers(biases_first, scaled):
+    def scores(apart):
+        model = network()
+        units = ew.Units((NEURONS,), (NEURONS,))
+        biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+        matrices = [p for name, p in model.named_parameters() if name.endswith("weight")]
+        parts = [biases, matrices] if biases_first else [matrices, biases]
+        optimizers = [SGD(part, lr=0.1) for part in (parts if apart else [biases + matrices])]
+        search = ew.TicketSearch(model, units=units, score="taylor", emergence=LONG, truncation=ew.Constant(0))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, enabled=scaled)
+        with search.attach(*optimizers):
+            for i in range(3):
+                x, y = batch(i)
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                scaler.scale(cross_entropy(model(x), y)).backward()
+                for optimizer in optimizers:
+                    scaler.step(optimizer)
+                scaler.update()
+                search.update()
+        return search.draw(force=True).scores["up"]
+
+    assert torch.allclose(scores(apart=True), scores(apart=False), rtol=1e-4)
+
+
+def test_half_precision_does_not_underflow():
+    model = network().half()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.02)
+            parameter.grad = torch.full_like(parameter, 1e-6)
+    tensors = dict(model.named_parameters())
+    assert (first_order(tensors, KEY) > 0).all()
+    assert (first_order(tensors, NEURONS) > 0).all()
 
 
 def test_heads_neurons_and_weights():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import unwrap as unwrap_function
 from typing import Any
@@ -61,7 +62,12 @@ def cost(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) 
     Returns:
         The cost. Convolutions, matrix products and attention are counted, elementwise work and look-ups in embeddings
         are not, as PyTorch's `FlopCounterMode` counts.
+
+    Raises:
+        UnitsError: If the model returns no floating-point tensor, or its weights are not there.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnitsError(f"{type(model).__name__} is on the meta device: load the weights first")
     forward, training = count_flops(model, example_inputs)
     examples = batch_size(example_inputs)
     return Cost(
@@ -86,7 +92,7 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
     inputs = copy_inputs(example_inputs)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), private_randomness(model), counter:
+        with torch.inference_mode(False), torch.enable_grad(), private_randomness(model), _no_fast_path(), counter:
             outputs = list(floating_tensors(call_model(model, inputs)))
             forward = counter.get_total_flops()
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -99,6 +105,17 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Inside of it, layers of transformers call what the counter counts, not one fused operation that it cannot see."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _conv_backward_flops(

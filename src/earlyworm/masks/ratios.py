@@ -107,7 +107,7 @@ def check_min_units(min_units: float) -> None:
     Raises:
         ConfigError: If it is neither a number of units nor a fraction.
     """
-    if not (0 < min_units < 1 or (min_units >= 1 and min_units == int(min_units))):
+    if not (0 < min_units < 1 or (1 <= min_units < math.inf and min_units == int(min_units))):
         raise ConfigError(
             f"min_units is {min_units:g}, but must be at least 1, so that no layer vanishes, or a fraction in (0, 1)"
         )

@@ -96,6 +96,7 @@ class Scorer:
         """
         if (self._taylor is None) != (state["taylor"] is None):
             raise SearchError("the state is of a search with another score: give the same one")
-        self.newest, self._sums = dict(state["scores"]), dict(state["sums"])
+        self.newest = {name: score.cpu() for name, score in state["scores"].items()}
+        self._sums = dict(state["sums"])
         if self._taylor:
             self._taylor.load_state_dict(state["taylor"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,13 @@ from earlyworm.masks.scores import mean_per_unit
 from earlyworm.units.groups import Slice, UnitGroup, Units, named_tensors, tensor_of
 
 
-def first_order(tensors: dict[str, Tensor], group: UnitGroup) -> Tensor:
+def first_order(tensors: dict[str, Tensor], group: UnitGroup, held: Collection[int] | None = None) -> Tensor:
     """Mean |weight x gradient| over all that masking a unit zeroes (arXiv 1611.06440, 1906.10771).
 
     Args:
         tensors: Tensors of the model by qualified name, gradients in their `grad`; without one it counts as 0.
         group: A group of any kind.
+        held: The tensors to look at, by `id`; the others count as 0. None: all.
 
     Returns:
         Scores, [group size]; for single weights of the shape of their block.
@@ -27,12 +28,12 @@ def first_order(tensors: dict[str, Tensor], group: UnitGroup) -> Tensor:
         block = group.entries.of(weight.detach())
         if weight.grad is None:
             return torch.zeros_like(block, dtype=torch.float32)
-        return (block * group.entries.of(weight.grad)).abs().float()
+        return (block.float() * group.entries.of(weight.grad).float()).abs()
 
     def sums(piece: Slice) -> tuple[Tensor, int]:
         weight = tensor_of(piece, tensors)
         positions, numbers = weight.shape[piece.dim], weight.numel() // weight.shape[piece.dim]
-        if weight.grad is None:
+        if weight.grad is None or (held is not None and id(weight) not in held):
             return torch.zeros(positions, device=weight.device), numbers
         change = (weight.detach().float() * weight.grad.float()).abs()
         return change.movedim(piece.dim, 0).reshape(positions, -1).sum(1), numbers
@@ -58,14 +59,16 @@ class TaylorScore:
         """Add the gradients of one step.
 
         Args:
-            held: Names of the tensors that the stepping optimizer holds; a group is looked at with its first tensor.
+            held: Names of the gates that the stepping optimizer holds. What others hold is added when they step: by
+                now its gradients may be truncated already, or not be unscaled yet.
             scale: What a gradient scaler has multiplied the gradients by and has not taken out yet.
         """
-        tensors, names = named_tensors(self.model), set(held)
+        tensors = named_tensors(self.model)
+        here = {id(tensors[name]) for name in held}
         for group in self.units.groups:
-            first = group.entries.tensor if group.entries else next(group.gates()).tensor
-            if first in names:
-                change = first_order(tensors, group)
+            gates = [group.entries.tensor] if group.entries else [piece.tensor for piece in group.gates()]
+            if any(id(tensors[name]) in here for name in gates):
+                change = first_order(tensors, group, here)
                 if scale is not None:  # such a step may also be one that is going to be skipped
                     change = torch.nan_to_num(change / scale.to(change.device), 0, 0, 0)
                 if (total := self._sums.get(group.name)) is not None:

@@ -113,7 +113,7 @@ class Shrinking:
         Raises:
             SearchError: If the model has lost other units, or must not lose any.
         """
-        left = None if bits is None else Mask(bits.clone(), self._all.sizes, self._all.kinds)
+        left = None if bits is None else Mask(bits.cpu().clone(), self._all.sizes, self._all.kinds)
         if left is not None and not self.wanted:
             raise SearchError("the state is of a search that cuts units out of the model: give shrink=True")
         if self.left is not None and (left is None or bool((left.bits & ~self.left.bits).any())):

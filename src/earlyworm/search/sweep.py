@@ -23,8 +23,9 @@ from earlyworm.units.groups import Units
 class RatioSweep:
     """Watches a model while it is trained, and notices when its ticket of each pruning ratio has emerged.
 
-    All ratios see the same training. Gradients are truncated, if at all, as the search for the lowest ratio says: the
-    units that it removes are removed at every other ratio too.
+    All ratios see the same training. Gradients are truncated, if at all, as the search for the lowest ratio says, whose
+    masks remove what those of all others remove at the same check. Once its ticket has emerged, its last mask goes on
+    being truncated.
 
     Args:
         model: The model that is trained.
@@ -128,7 +129,8 @@ class RatioSweep:
     def attach(self, *optimizers: torch.optim.Optimizer) -> Self:
         """Hook into the optimizers that train the model; see `TicketSearch.attach`."""
         try:
-            for search in self.searches.values():
+            # The lowest ratio last: the others are to see gradients before it truncates them.
+            for search in reversed(self.searches.values()):
                 search.attach(*optimizers)
         except BaseException:
             self.detach()

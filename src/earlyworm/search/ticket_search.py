@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ from earlyworm.tickets.ticket import Ticket, library_versions
 from earlyworm.units.finding import units_of
 from earlyworm.units.groups import Units, gate_masks
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 class TicketSearch:
@@ -242,6 +243,8 @@ class TicketSearch:
             "version": STATE_VERSION,
             "sizes": self.units.sizes,
             "window": self.emergence.window,
+            "pruning_ratio": copy(self.pruning_ratio),
+            "min_units": self.min_units,
             "masks": [mask.bits.clone() for mask in self._window.masks],
             "left": None if self._shrinking.left is None else self._shrinking.left.bits.clone(),
             **self._scorer.state_dict(),
@@ -259,8 +262,8 @@ class TicketSearch:
         call this before the smaller weights, and the optimizer's state, are loaded.
 
         Raises:
-            SearchError: If it is of another version, or of a search over other units or with another window, or other
-                units were cut out of the model.
+            SearchError: If it is of another version, or of a search over other units or with another window, ratio or
+                `min_units`, or other units were cut out of the model.
         """
         if state.get("version") != STATE_VERSION:
             raise SearchError(f"the state has version {state.get('version')}, but this one reads {STATE_VERSION}")
@@ -268,11 +271,14 @@ class TicketSearch:
             raise SearchError("the state is of a search over other units: build the same model and units first")
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
+        for name in ("pruning_ratio", "min_units"):
+            if state[name] != getattr(self, name):
+                raise SearchError(f"the state is of a search with {name}={state[name]}, not {getattr(self, name)}")
         left = self._shrinking.left_by(state["left"])
         if left is not None and self._hook.attached:
             self._shrinking.check(self._hook.optimizers)
         window = MaskWindow(self.emergence.window)
-        window.masks.extend(Mask(bits.clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
+        window.masks.extend(Mask(bits.cpu().clone(), self.units.sizes, self.units.kinds) for bits in state["masks"])
         history = [Check(**check) for check in state["history"]]
         self._scorer.load_state_dict(state)  # the last that can fail; nothing has changed before
         if left is not None:

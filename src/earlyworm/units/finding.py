@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -34,7 +35,7 @@ def find_units(
 
     Raises:
         ConfigError: If a kind is unknown or named twice, or channels are asked for without example inputs.
-        UnitsError: If the model has no such units.
+        UnitsError: If the model has no such units, or no channels but those that are neurons too.
     """
     model = unwrap(model)
     names = [kinds] if isinstance(kinds, str) else list(kinds)
@@ -50,7 +51,23 @@ def find_units(
     if not others and channels:
         return channels
     found = find_transformer_units(model, others)
-    return channels.together_with(found) if channels else found
+    return _apart(channels, found).together_with(found) if channels else found
+
+
+def _apart(channels: Units, others: Units) -> Units:
+    """The channels that are not among the others too, as the neurons of a feed-forward pair are.
+
+    Raises:
+        UnitsError: If there are none.
+    """
+    taken = {(piece.tensor, piece.dim) for group in others.groups for piece in group.slices}
+    twice = {
+        group.name for group in channels.groups if any((piece.tensor, piece.dim) in taken for piece in group.slices)
+    }
+    if len(twice) == len(channels.groups):
+        kinds = " and ".join(dict.fromkeys(others.kinds.values()))
+        raise UnitsError(f"all channels are {kinds} too: leave channels out")
+    return replace(channels.without(dict.fromkeys(twice, "")), skipped=channels.skipped)
 
 
 def units_of(model: nn.Module, units: str | Sequence[str] | Units, example_inputs: ExampleInputs | None) -> Units:

@@ -114,8 +114,9 @@ class Units:
 
     Attributes:
         groups: What is scored and masked.
-        removable: What can be cut out. The same groups, unless channels are masked independently of the layers that
-            they are coupled with: then a unit can be cut out only where every gate of it is masked.
+        removable: What can be cut out: the same groups, but for single weights, which are only masked, and channels
+            that are masked independently of the layers that they are coupled with; of these a unit can be cut out only
+            where every gate of it is masked.
         skipped: Layers whose channels are left out, with the reason.
     """
 
@@ -141,7 +142,13 @@ class Units:
         return {group.name: group.kind for group in self.groups}
 
     def together_with(self, others: Units) -> Units:
-        """These units and others of the same model, of other kinds."""
+        """These units and others of the same model, of other kinds.
+
+        Raises:
+            UnitsError: If a group has the same name in both.
+        """
+        if both := self.sizes.keys() & others.sizes.keys():
+            raise UnitsError(f"a group is named {min(both)!r} in both: leave it out of one")
         groups = self.groups + others.groups
         coupled = self.removable is self.groups and others.removable is others.groups
         removable = groups if coupled else self.removable + others.removable

@@ -11,7 +11,7 @@ def check_weights(model: nn.Module) -> None:
     """Make sure that the weights of a model can be masked and cut.
 
     Raises:
-        UnitsError: If they are wrapped in adapters, sharded, not loaded or quantised; the message names the cure.
+        UnitsError: If they are wrapped in adapters, sharded, not there yet, or quantised; the message names the cure.
     """
     for name, module in model.named_modules():
         if _package(type(module)) == "peft" or hasattr(module, "lora_A"):
@@ -27,6 +27,8 @@ def check_weights(model: nn.Module) -> None:
         kind = type(parameter)
         if kind.__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):  # the latter is DeepSpeed's
             raise UnitsError(f"{name} is sharded ({kind.__name__}): search before sharding, or train with DDP")
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UnitsError(f"{name} has no shape yet: run one forward pass first")
         if parameter.is_meta:
             raise UnitsError(f"{name} is on the meta device: load the weights first")
         wrapped = not issubclass(kind, nn.Parameter) or _package(kind) in ("bitsandbytes", "torchao")
