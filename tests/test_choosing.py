@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from earlyworm.errors import ConfigError
+from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory, load_network
 from earlyworm.tickets.ticket import Ticket
-from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
+from runs import Recorder, copied, elsewhere, outcome, refused, run_interrupted, small
 
 RATIOS = (0.25, 0.5, 0.75)
 
@@ -73,6 +73,26 @@ def test_an_interrupted_choice_goes_on_to_the_same_result(chosen, tmp_path):
         again = elsewhere(config, tmp_path / str(stop))
         run_interrupted(again, stop)
         assert outcome(again) == expected
+
+
+def test_what_was_chosen_is_chosen_again_however_long_it_was_trained_since(tmp_path):
+    config, recorder = several(tmp_path / "whole", epochs=12), Recorder()
+    run(config, recorder)
+    again = elsewhere(config, tmp_path / "again")
+    run_interrupted(again, len(recorder.events) - 4)
+    assert outcome(again) == outcome(config)
+
+
+def test_a_ticket_whose_weights_are_damaged(chosen, tmp_path):
+    config, _, recorder = chosen
+    again = elsewhere(config, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, Recorder(stop=len(recorder.events) - 4))
+    for path in RunDirectory.of(again).candidates.glob("0.25/checkpoint/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    for _ in range(2):
+        refused(again, RunError, "candidates/0.25 has a ticket, but no checkpoint that is whole", "--overwrite")
+    assert run(dataclasses.replace(again, overwrite=True)).candidates
 
 
 def test_a_finished_choice_is_not_made_again(chosen, tmp_path, untrained):

@@ -97,7 +97,7 @@ def test_help_names_every_option(command):
 
 @pytest.mark.parametrize("config", [RunConfig(), RunConfig(**OTHER), RunConfig(limit=3, retrain_epochs=2, chi=0.5)])
 def test_the_command_of_a_configuration_gives_that_configuration(config):
-    assert cli.parse(shlex.split(config.command())[1:]) == config
+    assert cli.parse(shlex.split(config.command())[1:]) == dataclasses.replace(config, overwrite=False)
 
 
 # A run.
@@ -456,7 +456,7 @@ def test_an_output_folder_that_holds_something_else(refused):
     (path / "thesis.tex").write_text("precious")
     line = refused(*options("runs"))
     assert f"{path} holds something that is not a run: choose another --output" in line
-    assert refused(*options("runs", overwrite=True)) == line
+    assert refused(*options("runs"), "--overwrite") == line
 
 
 @pytest.mark.parametrize("output", ["/proc", "n" * 300])
@@ -480,9 +480,10 @@ def test_ctrl_c(command, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", interrupt)
-    status, output, errors = command(*options("runs"))
-    assert (status, output) == (130, "")
-    assert errors.splitlines()[-1] == "earlyworm: stopped; the same command goes on from the last check"
+    for more, same in (((), "the same command"), (("--overwrite",), "the same command without --overwrite")):
+        status, output, errors = command(*options("runs"), *more)
+        assert (status, output) == (130, "")
+        assert errors.splitlines()[-1] == f"earlyworm: stopped; {same} goes on from the last check"
 
 
 def test_a_reader_who_leaves(copied, fresh_python):

@@ -186,6 +186,15 @@ def test_summary_of_a_ticket():
     ]
 
 
+def test_summary_of_a_fade_that_never_triggered():
+    config = dataclasses.replace(EMERGED.config, method="fade")
+    search = dataclasses.replace(EMERGED.search, method="fade", triggered_epoch=None)
+    assert summary(dataclasses.replace(EMERGED, config=config, search=search)).startswith(
+        "The ticket emerged at epoch 9 (Fade never triggered: no mean distance to the latest masks was below 0.3 without "
+        "having grown)."
+    )
+
+
 def test_summary_without_a_ticket_names_the_cures():
     first = summary(NOT_EMERGED).splitlines()[0]
     assert first == (

@@ -101,6 +101,7 @@ def test_the_default_grid_has_all_methods_and_five_seeds():
     grid = Grid.of({})
     cells = grid.cells()
     assert (tuple(labels(grid)), grid.seeds, grid.baseline) == (METHODS, SEEDS, "early-bird")
+    assert Grid.of({"baseline": None, "name": None}) == grid
     assert len(cells) == len(METHODS) * 5
     assert [cell.label for cell in cells[: len(METHODS)]] == list(METHODS)
     assert {cell.config.seed for cell in cells[: len(METHODS)]} == {0}

@@ -16,6 +16,7 @@ from earlyworm.tickets.ticket import Ticket
 from runs import (
     Recorder,
     classifier_directory,
+    copied,
     elsewhere,
     held_out_accuracy,
     outcome,
@@ -96,6 +97,19 @@ def test_weights_of_another_run(whole, tmp_path):
     assert result.search.history[0].accuracy == RunDirectory.of(whole).read_result().accuracy.final
 
 
+def test_what_began_with_another_run_loads_from_anywhere(whole, tmp_path, monkeypatch):
+    earlier = RunDirectory.of(copied(whole, tmp_path / "runs")).path
+    monkeypatch.chdir(tmp_path)
+    config = small("runs", weights=f"runs/{earlier.name}", ratio=0.25)
+    expected = run(config).ticket.parameters
+    monkeypatch.chdir(tmp_path.parent)
+    path = tmp_path / RunDirectory.of(config).path
+    assert sum(parameter.numel() for parameter in load_network(path).parameters()) == expected
+    shutil.move(earlier, tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=f"began with runs/{earlier.name}, which is gone: put it back, or beside"):
+        load_network(path)
+
+
 @pytest.fixture
 def two_classes(tmp_path):
     """Pictures of two classes, of the size of digits."""
@@ -147,6 +161,17 @@ def test_a_classifier_of_transformers(pretrained, tmp_path):
     run_interrupted(configs[1], 2, 3)  # at the second check, and at the first epoch of retraining
     assert outcome(configs[1]) == outcome(configs[0])
     assert held_out_accuracy(configs[0]) == result.accuracy.final
+
+
+def test_a_run_of_transformers_that_began_with_another_one(tmp_path):
+    model = classifier_directory(tmp_path / "tiny")
+    options = {"model": model, "method": "random", "epochs": 1, "search_epochs": 1, "retrain_epochs": 1}
+    first = small(tmp_path, **options)
+    run(first)
+    second = small(tmp_path, weights=str(RunDirectory.of(first).path), **options)
+    result = run(second)
+    assert result.ticket.parameters < RunDirectory.of(first).read_result().ticket.parameters
+    assert held_out_accuracy(second) == result.accuracy.final
 
 
 def test_pretrained_weights_are_where_training_starts_and_where_it_is_rewound_to(tmp_path, first_weights):

@@ -51,7 +51,7 @@ def test_run_inspect_and_report(command):
 @pytest.mark.parametrize(
     "config",
     [
-        RunConfig.for_text(), RunConfig(**TEXT), RunConfig.for_text(units=("weights",)),
+        RunConfig.for_text(), RunConfig(**{**TEXT, "overwrite": False}), RunConfig.for_text(units=("weights",)),
         RunConfig.for_text(units=("weights",), epsilon=0.1, score="taylor"),
         RunConfig.for_text(data="csv:x.csv", epochs=3, search_epochs=2, lr=1e-3),
     ],

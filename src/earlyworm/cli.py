@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"earlyworm: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("earlyworm: stopped; the same command goes on from the last check", file=sys.stderr)
+        same = "the same command without --overwrite" if "--overwrite" in arguments else "the same command"
+        print(f"earlyworm: stopped; {same} goes on from the last check", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left

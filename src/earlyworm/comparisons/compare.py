@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -221,7 +220,7 @@ class _Course:
             state="done" if result is not None else "failed" if error is not None else "waiting",
             error=error,
             directory=str(RunDirectory.of(cell.config).path) if known else "",
-            command=replace(cell.config, overwrite=False).command() if known else "",
+            command=cell.config.command() if known else "",
             result=result,
         )
 

@@ -162,7 +162,8 @@ class Grid:
             usual = [method for method in METHODS if method.partition(":")[0] in SEARCHES]
         methods = tuple(map(GridMethod.of, axes.pop("methods", usual)))
         labels = [method.label for method in methods]
-        baseline = values.pop("baseline", "early-bird" if "early-bird" in labels or not labels else labels[0])
+        usual_baseline = "early-bird" if "early-bird" in labels or not labels else labels[0]
+        baseline = values.pop("baseline", None) or usual_baseline
         name = values.pop("name", None)
         for title, word in (("baseline", baseline), ("name", name)):
             if not isinstance(word, str | None):

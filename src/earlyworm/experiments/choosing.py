@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from earlyworm.errors import RunError
 from earlyworm.experiments.bench import Bench, Found, Retrained, Trained
 from earlyworm.experiments.results import CandidateResult
 from earlyworm.experiments.retraining import compact_ticket, retrain
@@ -49,28 +50,32 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
         What the chosen ratio came to, and what the others have cost; without a ticket if none has emerged.
     """
     config = bench.config
+    own = {ratio: _own_bench(bench, f"{ratio:g}", ratio) for ratio in sweep.searches}
+    kept = {ratio for ratio, part in own.items() if part.directory.ticket.exists()}  # before a run was interrupted
+    bench.accelerator.wait_for_everyone()  # every process has looked before the first one writes
+
+    def keep(ratio: float, found: Found) -> None:
+        if ratio not in kept:
+            _keep(own[ratio], dense, sweep, ratio, found)
+            kept.add(ratio)
 
     def keep_emerged(found: Found) -> None:
         for ratio, search in sweep.searches.items():
             if search.emerged:
-                _keep(_own_bench(bench, ratio), dense, sweep, ratio, found)
+                keep(ratio, found)
 
     searched = train_dense(bench, dense, sweep, state, keep_emerged)
     if config.force_draw:
         for ratio in sweep.searches:
-            _keep(_own_bench(bench, ratio), dense, sweep, ratio, searched)
-    own = {ratio: _own_bench(bench, ratio) for ratio in sweep.searches}
-    probed = {
-        ratio: _retrain(part, dense, config.probe_epochs)
-        for ratio, part in own.items()
-        if part.directory.ticket.exists()
-    }
+            keep(ratio, searched)
+    probed = {ratio: _retrain(part, dense, config.probe_epochs) for ratio, part in own.items() if ratio in kept}
     if not probed:
         return Trained(searched)
     best = min(probed, key=lambda ratio: probed[ratio].speed)
     for ratio, candidate in probed.items():
         bench.observer.note(f"ratio {ratio:g}: the training losses of its first epochs sum to {candidate.speed:.4f}")
-    chosen = _retrain(own[best], dense, None)
+    # In a place of its own: what the choice was made by stays, so that a run that goes on makes the same one.
+    chosen = _retrain(_own_bench(bench, "chosen", best), dense, None, own[best].directory)
     if bench.accelerator.is_main_process:
         bench.directory.write(bench.directory.ticket, chosen.ticket.to_bytes())
     results = tuple(_result(bench, ratio, probed.get(ratio), chosen=ratio == best) for ratio in sweep.searches)
@@ -87,16 +92,14 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
     )
 
 
-def _own_bench(bench: Bench, ratio: float) -> Bench:
+def _own_bench(bench: Bench, name: str, ratio: float) -> Bench:
     """The same bench for one ratio, whose checkpoints lie in a place of its own."""
-    directory = RunDirectory(bench.directory.candidates / f"{ratio:g}")
+    directory = RunDirectory(bench.directory.candidates / name)
     return replace(bench, config=replace(bench.config, ratio=ratio, ratios=()), directory=directory)
 
 
 def _keep(bench: Bench, dense: nn.Module, sweep: RatioSweep, ratio: float, found: Found) -> None:
-    """Keep a ticket and the weights that it has emerged with, unless they are there."""
-    if bench.directory.ticket.exists():
-        return
+    """Keep a ticket and the weights that it has emerged with."""
     own = sweep.searches[ratio]
     history = [dict(record) for record in found.history]
     for record, check in zip(reversed(history), reversed(own.history), strict=False):
@@ -107,12 +110,14 @@ def _keep(bench: Bench, dense: nn.Module, sweep: RatioSweep, ratio: float, found
     save_ticket(bench, sweep.draw(ratio, force=True))
 
 
-def _retrain(bench: Bench, dense: nn.Module, epochs: int | None) -> Candidate:
-    """Retrain one ratio's ticket for some epochs, or to the end, going on from where it was."""
-    state = bench.directory.checkpoints.load(bench.observer.note)
+def _retrain(bench: Bench, dense: nn.Module, epochs: int | None, begun: RunDirectory | None = None) -> Candidate:
+    """Retrain one ratio's ticket for some epochs, or to the end, going on from where it was, or was `begun`."""
+    begun = begun or bench.directory
+    with bench.accelerator.main_process_first():  # it may still be writing, and it removes what is damaged
+        state = bench.directory.checkpoints.load(bench.observer.note) or begun.checkpoints.load(bench.observer.note)
     if state is None:
-        raise RuntimeError(f"{bench.directory.path} has a ticket, but no weights")
-    found, ticket = Found(**state["found"]), Ticket.load(bench.directory.ticket)
+        raise RunError(f"{begun.path} has a ticket, but no checkpoint that is whole: start again with --overwrite")
+    found, ticket = Found(**state["found"]), Ticket.load(begun.ticket)
     if state["stage"] == "drawn":
         dense.load_state_dict(state["model"])
     small = compact_ticket(bench, dense, ticket, found)

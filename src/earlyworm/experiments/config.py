@@ -139,7 +139,7 @@ class RunConfig:
     """The largest mask distance in the window at which the ticket has emerged, in [0, 1]; for weights of text 0.01."""
     trigger: float | None = None
     """The mean mask distance below which worm and fade start, in [0, 1], of fade that to the latest quarter of the
-    window; None: worm 0.15, for weights of text 0.015; fade 0.3."""
+    window, once it no longer grows; None: worm 0.15, for weights of text 0.015; fade 0.3."""
     chi: float | None = None
     """What gradients of static units are multiplied by, in [0, 1]; None: worm 0.003, for text 0.01;
     constant 0.1; fade 0."""
@@ -241,14 +241,17 @@ class RunConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_SETTINGS}
 
     def command(self) -> str:
-        """The command line of this run: every option that differs from its default."""
+        """The command line of this run: every option that differs from its default, but for `overwrite`.
+
+        That is done once; with it, going on would be starting afresh.
+        """
         words = ["earlyworm", "run"]
         # Data and units of text tell what the other defaults are.
         telling = {"data": None, "units": TEXT_DEFAULTS["units"]} if self.task == "text" else {}
         usual = {**dataclasses.asdict(self.defaults()), **telling}
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
-            if value != usual[option.name]:
+            if value != usual[option.name] and option.name != "overwrite":
                 words += option_words(option.name, value)
         return shlex.join(words)
 

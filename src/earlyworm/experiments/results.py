@@ -47,7 +47,7 @@ class SearchResult:
         emerged: Whether a ticket has emerged; of a method that draws at a set epoch, False.
         forced: Whether the newest mask was drawn although it had not emerged.
         epoch: When the ticket was drawn: at emergence, or where the method says so; None: nothing emerged.
-        triggered_epoch: When WORM began to truncate; None: it did not.
+        triggered_epoch: When WORM or Fade began to truncate; None: it did not.
         seconds: Of training until then, with the search's own work.
         train_flops: Likewise; a multiply-add counts as two.
         overhead_seconds: Of the search's own work.

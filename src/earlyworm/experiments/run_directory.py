@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from earlyworm.errors import ConfigError, RunError
+from earlyworm.errors import ConfigError, RunError, TicketError
 from earlyworm.experiments.checkpoint import Checkpoints
 from earlyworm.experiments.claim import LOCK, claim
 from earlyworm.experiments.config import RunConfig
@@ -288,13 +288,31 @@ def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
         raise RunError(f"{directory.path} drew no ticket, so it holds no network: choose another run")
     # Random weights are enough for those that are read next; the run may have started from a file that is gone.
     start = config.seed if seed is None else seed
-    if directory.network.is_dir():
+    if (earlier := _earlier(config, directory.path.parent)) is not None:
+        config = replace(config, weights=str(earlier))
+    elif directory.network.is_dir():
         config = replace(config, model=str(directory.network))
     dense, _ = build_network(config, classes=result.data.classes, shape=result.data.shape, seed=start)
-    model = compact(dense, Ticket.load(directory.ticket))
+    ticket = Ticket.load(directory.ticket)
+    try:
+        model = compact(dense, ticket)
+    except TicketError as error:
+        if config.weights is None or Path(config.weights).exists():
+            raise
+        raise RunError(
+            f"{directory.path} began with {config.weights}, which is gone: put it back, or beside {directory.path}"
+        ) from error
     if seed is None:
         load_weights(model, directory.model)
     return model
+
+
+def _earlier(config: RunConfig, beside: Path) -> Path | None:
+    """The earlier run that a run began with: where it was then, or beside it."""
+    if config.weights is None:
+        return None
+    places = (Path(config.weights), beside / Path(config.weights).name)
+    return next((path for path in places if path.is_dir()), None)
 
 
 def _continue_network(

@@ -113,8 +113,10 @@ def _search(result: RunResult) -> str:
     elif config.effective_trigger is not None:
         before = "; until then chi is the mean distance" if config.method == "worm" and config.greedy_first else ""
         name = _TRIGGERED[config.method]
-        told = "mean distance to the latest masks" if config.method == "fade" else "mean distance"
-        trigger = f" ({name} never triggered: no {told} was below {config.effective_trigger:g}{before})"
+        told, grown = "mean distance", ""
+        if config.method == "fade":
+            told, grown = "mean distance to the latest masks", " without having grown"
+        trigger = f" ({name} never triggered: no {told} was below {config.effective_trigger:g}{grown}{before})"
     if search.emerged:
         return f"The ticket emerged at epoch {draw_epoch(result):.4g}{trigger}."
     if search.forced:
