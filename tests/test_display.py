@@ -190,8 +190,8 @@ def test_summary_of_a_fade_that_never_triggered():
     config = dataclasses.replace(EMERGED.config, method="fade")
     search = dataclasses.replace(EMERGED.search, method="fade", triggered_epoch=None)
     assert summary(dataclasses.replace(EMERGED, config=config, search=search)).startswith(
-        "The ticket emerged at epoch 9 (Fade never triggered: no mean distance to the latest masks was below 0.3 without "
-        "having grown)."
+        "The ticket emerged at epoch 9 (Fade never triggered: no mean distance to the latest masks was below 0.3 "
+        "without having grown)."
     )
 
 
