@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import earlyworm.experiments.bench
 import earlyworm.experiments.checkpoint
+import earlyworm.experiments.choosing
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
 import earlyworm.reporting.run_report
@@ -125,6 +126,8 @@ def on_rank(rank, port, job, config, folder):
         return real(bench, dense, network, *rest)
 
     earlyworm.experiments.run.retrain = retrain
+    if job == "choosing":
+        prefer_the_last(writing_takes=0 if rank else 0.5)
     if job == "interrupted":
         interrupt_at(4)
         try:
@@ -132,7 +135,8 @@ def on_rank(rank, port, job, config, folder):
         except KeyboardInterrupt:
             sys.exit(130)
     status = main(shlex.split(config.command())[1:])
-    save_file(networks[0].state_dict(), f"{folder}/{job}{rank}.safetensors")
+    if networks:
+        save_file(networks[0].state_dict(), f"{folder}/{job}{rank}.safetensors")
     sys.stdout.flush()
     sys.exit(status)
 
@@ -148,6 +152,18 @@ def forbid_writing():
         earlyworm.tickets.ticket,
     ):
         module.write_atomically = write
+
+
+def prefer_the_last(writing_takes):
+    """Of several ratios the one that was tried last is chosen, whose checkpoint is still being written."""
+    earlyworm.experiments.choosing.Candidate.speed = property(lambda candidate: -candidate.bench.config.ratio)
+    write = earlyworm.experiments.checkpoint.write_atomically
+
+    def write_slowly(path, content):
+        time.sleep(writing_takes)
+        write(path, content)
+
+    earlyworm.experiments.checkpoint.write_atomically = write_slowly
 
 
 def interrupt_at(call):
@@ -198,3 +214,11 @@ def test_two_processes(tmp_path, context):
         shown = [(tmp_path / f"{job}{rank}.txt").read_text() for rank in (0, 1)]
         assert "report: " in shown[0]
         assert shown[1] == ""
+
+
+def test_two_processes_choose_a_ratio(tmp_path, context):
+    options = {"method": "early-bird", "ratios": (0.25, 0.5), "epochs": 4, "search_epochs": 2, "epsilon": 1.0}
+    config = small(tmp_path, probe_epochs=1, **options)
+    assert launch(context, "choosing", config, tmp_path) == [0, 0]
+    result = RunDirectory.of(config).read_result()
+    assert [candidate.chosen for candidate in result.candidates] == [False, True]
