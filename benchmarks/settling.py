@@ -18,8 +18,9 @@ from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
+from earlyworm.experiments.networks import build_network
 from earlyworm.experiments.run import make_accelerator
-from earlyworm.experiments.run_directory import RunDirectory, build_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import Pace, Progress, make_optimizer, train_steps
 from evidence_store import grid_file
 from tables import head, line

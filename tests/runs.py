@@ -17,8 +17,9 @@ import torch
 import earlyworm.experiments.training
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
+from earlyworm.experiments.networks import load_network
 from earlyworm.experiments.run import make_accelerator, run
-from earlyworm.experiments.run_directory import RunDirectory, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import evaluate
 
 # On digits: three checks, WORM triggers at the second, the ticket emerges at the third, two and a half epochs remain.

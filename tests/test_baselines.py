@@ -15,8 +15,9 @@ from earlyworm.errors import ConfigError
 from earlyworm.experiments.baselines import extrusion_strength, narrow_mask, penalise_
 from earlyworm.experiments.iterative_pruning import kept_after, round_epochs
 from earlyworm.experiments.models import REFERENCE, initialise_
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
 

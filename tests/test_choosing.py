@@ -7,8 +7,9 @@ import pytest
 
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.networks import load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, copied, elsewhere, outcome, refused, run_interrupted, small
 

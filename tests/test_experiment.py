@@ -17,9 +17,10 @@ import earlyworm.experiments.training
 from earlyworm import compact
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiments.data import load_data
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.reporting.learning_curves import learning_curve
 from earlyworm.reporting.run_figures import accuracy_figure
 from earlyworm.tickets.ticket import Ticket
@@ -138,7 +139,7 @@ def test_the_saved_network_has_the_recorded_accuracy_in_a_fresh_process(whole, f
     found = fresh_python(f"""
         import torch
         from earlyworm.experiments.image_data import load_images, normalise
-        from earlyworm.experiments.run_directory import load_network
+        from earlyworm.experiments.networks import load_network
         model, data = load_network({str(path)!r}).eval(), load_images("digits", limit=200)
         with torch.inference_mode():
             images = normalise(data.test_images, data.mean, data.std, torch.float32)

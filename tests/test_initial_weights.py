@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from earlyworm import compact
 from earlyworm.errors import DataError, RunError
 from earlyworm.experiments.image_data import load_images
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
 from runs import (
     Recorder,

@@ -8,7 +8,8 @@ import pytest
 
 from earlyworm.errors import RunError, TicketError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.run_directory import RunDirectory, load_network
+from earlyworm.experiments.networks import load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from runs import copied, refused, small, tree
 
 

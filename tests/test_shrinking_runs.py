@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from earlyworm import compact, cost
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, elsewhere, held_out_accuracy, interrupt_at_step, outcome, run_interrupted, small
 from texts import small_text, write_all

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
 from texts import small_text, write_all
 

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data, task_of
-from earlyworm.experiments.run_directory import build_network
+from earlyworm.experiments.networks import build_network
 from earlyworm.experiments.text_data import Tokens, bucketed_order
 from runs import classifier_directory
 from texts import VOCABULARY, encoder_directory, reviews, small_text, write_all, write_csv

@@ -12,8 +12,9 @@ import earlyworm.experiments.bench
 import earlyworm.experiments.run
 from earlyworm.errors import ConfigError, DataError, RunError
 from earlyworm.experiments.data import load_data
+from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
-from earlyworm.experiments.run_directory import RunDirectory, build_network, load_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.reporting.run_report import describe_run, summary, write_report
 from earlyworm.tickets.ticket import Ticket
 from runs import (
@@ -100,7 +101,7 @@ def test_the_network_loads_without_what_it_was_made_from(whole, folder, tmp_path
     found = fresh_python(f"""
         import torch
         from transformers import AutoTokenizer
-        from earlyworm.experiments.run_directory import load_network
+        from earlyworm.experiments.networks import load_network
         model = load_network({str(directory.path)!r}).eval()
         tokenizer = AutoTokenizer.from_pretrained({str(directory.network)!r})
         texts = ["the film was good", "a very bad plot", "bad", "it was good and the end"]

@@ -73,8 +73,8 @@ def agree(expected: Tensor, actual: Tensor) -> bool:
     differing = expected[expected != actual].abs()
     if not differing.numel():
         return True
-    # What is equal in both, such as the large constant that masks a logit, says nothing of how large rounding is; nor
-    # does an entry that differs, but is about 0.
+    # A constant that masks a logit is equal in both: however large it is, it says nothing of how large rounding is. Of
+    # outputs that differ only where they are about 0, the others say it, up to 1.
     scale = max(float(differing.amax()), min(1.0, float(expected.abs().amax())))
     return torch.allclose(expected, actual, rtol=0, atol=max(1e-30, _TOLERANCES.get(expected.dtype, 0.05) * scale))
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from earlyworm.errors import ConfigError, RunError, first_line
@@ -219,6 +219,11 @@ def load_weights(model: nn.Module, path: str | Path) -> list[str]:
     replaced, notes = _compare(model, {key: tensor.shape for key, tensor in tensors.items()}, str(path))
     model.load_state_dict({k: t for k, t in tensors.items() if k not in replaced}, strict=not replaced)
     return notes
+
+
+def save_weights(model: nn.Module) -> bytes:
+    """The parameters and buffers of `model` as a safetensors file; a tied tensor is stored under each of its names."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()})
 
 
 def replace_classifier(model: nn.Module, classes: int) -> str:

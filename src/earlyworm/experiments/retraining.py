@@ -12,7 +12,7 @@ from torch import nn
 from earlyworm.experiments.bench import Bench, Found, Retrained
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.models import initialise_
-from earlyworm.experiments.run_directory import build_network
+from earlyworm.experiments.networks import build_network
 from earlyworm.experiments.training import Progress, evaluate, make_optimizer, stable_seed
 from earlyworm.tickets.compaction import compact
 from earlyworm.tickets.ticket import Ticket

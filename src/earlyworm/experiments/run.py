@@ -16,9 +16,10 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.measuring import measure
 from earlyworm.experiments.names import SEARCHES, suggest
+from earlyworm.experiments.networks import build_network
 from earlyworm.experiments.results import RunResult
 from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
-from earlyworm.experiments.run_directory import RunDirectory, build_network
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.searching import NoEmergence, find_ticket
 from earlyworm.experiments.training import Pace, check_batch
 from earlyworm.inputs import ExampleInputs

@@ -67,6 +67,7 @@ def _apart(channels: Units, others: Units) -> Units:
     if len(twice) == len(channels.groups):
         kinds = " and ".join(dict.fromkeys(others.kinds.values()))
         raise UnitsError(f"all channels are {kinds} too: leave channels out")
+    # They are not left out, so they are not among what is skipped.
     return replace(channels.without(dict.fromkeys(twice, "")), skipped=channels.skipped)
 
 
