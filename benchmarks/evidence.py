@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py run [NAME ...] [--jobs N]   # hours; stop and go on as you like
     python benchmarks/evidence.py store [NAME ...]            # what there is of comparisons that were not finished
+    python benchmarks/evidence.py restore [NAME ...]          # run directories of what is stored: go on elsewhere
     python benchmarks/evidence.py write                       # from the stored results alone; the README's table too
 
 `run` does `earlyworm compare --grid benchmarks/comparisons/NAME.toml` (without a name, of every file there) in the
@@ -29,7 +30,7 @@ from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import varied
 from evidence_overview import overview, with_overview
 from evidence_settings import among, over_ratios, over_sizes
-from evidence_store import HERE, Stored, grid_file, grid_names, load, store
+from evidence_store import HERE, Stored, grid_file, grid_names, load, restore, store
 from evidence_words import claims_summary, rivals_summary, section
 
 TEMPLATE = HERE / "results.md.template"
@@ -125,11 +126,16 @@ def store_what_is_done(name: str) -> None:
     print(f"stored: {store(name, Comparison.load(directory / 'comparison.json'))}")
 
 
+def restore_what_is_stored(name: str) -> int:
+    """Make the directories of a comparison's stored runs; how many."""
+    return sum(restore(one.comparison) for one in load() if one.name == name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the options and do it; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    for name in ("run", "store"):
+    for name in ("run", "store", "restore"):
         command = commands.add_parser(name)
         command.add_argument("names", nargs="*", metavar="NAME", help="a file of benchmarks/comparisons; none: all")
         if name == "run":
@@ -147,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             if options.what == "store":
                 store_what_is_done(name)
+            elif options.what == "restore":
+                print(f"restored: {restore_what_is_stored(name)} runs of {name}")
             elif (status := max(status, run(name, options.jobs))) == INTERRUPTED:
                 break
         return status

@@ -11,6 +11,7 @@ from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 GRIDS = HERE / "comparisons"
@@ -110,6 +111,24 @@ def store(name: str, comparison: Comparison, folder: Path = RESULTS) -> Path:
     path = folder / f"{name}.json"
     path.write_text(small(comparison), encoding="utf-8")
     return path
+
+
+def restore(comparison: Comparison) -> int:
+    """Make the directories of runs that were stored, so that their comparison goes on where it was; how many.
+
+    They hold settings and result as they are stored, without networks and tickets. What is there already is left alone.
+
+    Raises:
+        RunError: If they cannot be written.
+    """
+    made = 0
+    for result in (outcome.result for outcome in comparison.outcomes if outcome.result is not None):
+        directory = RunDirectory.of(result.config)
+        if not directory.path.exists():
+            directory.prepare(result.config)
+            directory.write(directory.result, result.to_json().encode())
+            made += 1
+    return made
 
 
 def load(results: Path = RESULTS, grids: Path = GRIDS) -> list[Stored]:

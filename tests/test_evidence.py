@@ -17,6 +17,7 @@ from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.comparisons.statistics import Paired
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.reporting.method_styles import method_styles
 from evidence_claims import collapsed, has_truncated, judge, judged_claims, mean_of, rivals
 from evidence_curves import growth_figure, option_figure, ratio_figure
@@ -26,7 +27,7 @@ from evidence_figures import cost_figure, course_figure, emergence_figure
 from evidence_options import at_values, by_decades, varied
 from evidence_overview import overview, with_overview
 from evidence_settings import accuracy_of, among, over_ratios, over_sizes
-from evidence_store import Stored, about, load, small, store
+from evidence_store import Stored, about, load, restore, small, store
 from evidence_words import claims_summary, rivals_summary, section
 
 SEEDS = range(5)
@@ -245,6 +246,21 @@ def test_a_stored_comparison_is_the_same_but_for_its_digits(tmp_path):
         assert len(ours.result.search.history) == len(theirs.result.search.history)
         assert ours.result.search.distances == ()
     assert verdicts(read) == verdicts(COMPARISON)
+
+
+def test_a_comparison_goes_on_from_what_was_stored(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = [outcome_of(made_up(method, seed)) for method, seed in (("early-bird", 0), ("early-bird", 1), ("worm", 0))]
+    comparison = Comparison.load(store("one", comparison_of(*done, undone("worm", 1)), tmp_path))
+    assert restore(comparison) == 3
+    for outcome in comparison.outcomes[:3]:
+        directory = RunDirectory.of(outcome.result.config)
+        directory.check_owner(outcome.result.config)
+        assert directory.ended(outcome.result.config) == outcome.result
+    lost = RunDirectory.of(comparison.outcomes[1].result.config)
+    lost.result.unlink()  # begun here, and not ended
+    assert restore(comparison) == 0
+    assert not lost.result.exists()
 
 
 def test_stored_fractions_are_short():
