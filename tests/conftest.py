@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import earlyworm.experiments.bench
+import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 from earlyworm import cli
 from runs import Recorder, forget_garbage, small
@@ -27,6 +28,12 @@ def _one_accelerator_a_test():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _every_checkpoint(monkeypatch):
+    """None is spared: where a run goes on does not depend on how busy the machine is."""
+    monkeypatch.setattr(earlyworm.experiments.checkpoint, "TIME_SHARE", 1.0)
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import earlyworm.experiments.checkpoint
 import earlyworm.tickets.ticket
 from earlyworm.errors import RunError
-from earlyworm.experiments.checkpoint import Checkpoints
+from earlyworm.experiments.checkpoint import Checkpoints, Pauses
 from earlyworm.files import TEMPORARY, pack, unpack
 from runs import largest_file
 
@@ -347,6 +348,22 @@ def test_the_folder_may_move(three, tmp_path):
     checkpoints, _ = three
     shutil.move(checkpoints.folder, tmp_path / "elsewhere")
     assert load(Checkpoints(tmp_path / "elsewhere")) == (3, [])
+
+
+@pytest.mark.parametrize(("takes", "pause"), [(0.25, 4.75), (30.0, 570.0)])
+def test_a_twentieth_of_the_time_goes_into_checkpoints(takes, pause, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(earlyworm.experiments.checkpoint.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(earlyworm.experiments.checkpoint, "TIME_SHARE", 0.05)
+    pauses = Pauses()
+    assert pauses.over
+    with pauses.after():
+        now[0] += takes
+    assert not pauses.over
+    now[0] += pause * 0.999
+    assert not pauses.over
+    now[0] += pause * 0.002
+    assert pauses.over
 
 
 def test_nothing_is_pickled(three):

@@ -96,7 +96,7 @@ def test_interrupted_from_the_keyboard(tmp_path):
     process.stdout.close()
     process.stderr.close()
     assert output == ""
-    assert shown[-1] == "earlyworm: stopped; the same command goes on from the last check"
+    assert shown[-1] == "earlyworm: stopped; the same command goes on from the last checkpoint"
     assert all(line.startswith(("stage ", "check ")) for line in shown[:-1])
 
     recorder = Recorder(stop=0)

@@ -62,6 +62,19 @@ def test_interrupted_at_every_write(number, when, whole, tmp_path, writes, stage
     assert len(stages_trained) == 6 - done  # nothing is trained twice
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_interrupted_where_checkpoints_are_spared(number, whole, tmp_path, writes, monkeypatch):
+    monkeypatch.setattr(earlyworm.experiments.checkpoint, "TIME_SHARE", 1e-9)
+    config = elsewhere(whole, tmp_path)
+    writes[1][number, "after"] = KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert writes[0] == ["config.json", *["checkpoint"] * 2, "ticket.safetensors", "model.safetensors"][: number + 1]
+    writes[1].clear()
+    run(config)
+    assert outcome(config) == outcome(whole)
+
+
 @pytest.mark.parametrize("step", [0, 9, 40])
 def test_interrupted_in_the_middle_of_training(step, whole, tmp_path, monkeypatch):
     config = elsewhere(whole, tmp_path)

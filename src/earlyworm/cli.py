@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         same = "the same command without --overwrite" if "--overwrite" in arguments else "the same command"
-        print(f"earlyworm: stopped; {same} goes on from the last check", file=sys.stderr)
+        print(f"earlyworm: stopped; {same} goes on from the last checkpoint", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read the output has left

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.costs import count_flops
+from earlyworm.experiments.checkpoint import Pauses
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import Data
 from earlyworm.experiments.results import CandidateResult, CheckRecord
@@ -134,6 +135,7 @@ class Bench:
     data: Data
     pace: Pace
     observer: Observer
+    pauses: Pauses = field(default_factory=Pauses)
 
     def steps(self, epochs: float) -> int:
         """How many optimizer steps `epochs` are."""
@@ -164,10 +166,16 @@ class Bench:
         """FLOPs of one optimizer step of a network."""
         return self.pace.batch * count_flops(model, self.data.example_inputs(1, self.config))[1]
 
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether it is long enough since the last checkpoint for another one."""
+        return self.pauses.over
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Save a checkpoint, in the first process."""
         if self.accelerator.is_main_process:
-            self.directory.checkpoints.save(state)
+            with self.pauses.after():
+                self.directory.checkpoints.save(state)
 
     def release(self, model: nn.Module) -> None:
         """Take off what the accelerator has put around a network that is trained no more."""

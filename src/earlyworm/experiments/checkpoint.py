@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from earlyworm.files import pack, unpack, write_atomically
 
 _NAME = re.compile(r"(\d{6})-([0-9a-f]{16})\.safetensors")
 _KEPT = 2  # the newest, and one to fall back on
+
+TIME_SHARE = 0.05
+"""Of the time of a run, at most about as much goes into checkpoints that could be spared."""
 
 
 class Checkpoints:
@@ -70,6 +75,30 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+class Pauses:
+    """Says when the next checkpoint is worth its time: the pause after each grows with what it took to write.
+
+    A small network is saved at nearly every check; one of gigabytes so rarely that training hardly waits for it. What
+    an interruption loses is at most about `1 / TIME_SHARE` times what a checkpoint takes.
+    """
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether a checkpoint is due."""
+        return time.perf_counter() >= self._until
+
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """What is done within is the writing of a checkpoint; a pause follows."""
+        start = time.perf_counter()
+        yield
+        end = time.perf_counter()
+        self._until = end + (end - start) * (1 / TIME_SHARE - 1)
 
 
 def _digest(content: bytes) -> str:

@@ -118,10 +118,11 @@ def _train_round(
             rewound = _weights(dense)
         due = done == length or pace.epochs_end(done, steps, config.evaluate_every)
         _record(bench, found, loss, evaluate(model, bench.data, config, accelerator) if due else None)
-        bench.checkpoint({
-            "stage": "search", "found": asdict(found), "mask": ticket.mask.bits, "rewound": rewound,
-            "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
-        })  # fmt: skip
+        if bench.checkpoint_due:
+            bench.checkpoint({
+                "stage": "search", "found": asdict(found), "mask": ticket.mask.bits, "rewound": rewound,
+                "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
+            })  # fmt: skip
     applied.remove()
     bench.release(model)
     return rewound

@@ -73,10 +73,12 @@ def retrain(
         bench.observer.recovered(pace.epochs(retrained.steps), loss, accuracy)
         numbers = {"retrain/loss": loss} | ({} if accuracy is None else {"retrain/accuracy": accuracy})
         accelerator.log(numbers, step=found.steps + retrained.steps)
-        bench.checkpoint({
-            "stage": "retrain", "found": asdict(found), "retrained": asdict(retrained),
-            "model": small.state_dict(), "optimizer": optimizer.state_dict(),
-        })  # fmt: skip
+        goes_on = epochs is not None and retrained.steps == last  # later, from this very checkpoint
+        if goes_on or bench.checkpoint_due:
+            bench.checkpoint({
+                "stage": "retrain", "found": asdict(found), "retrained": asdict(retrained),
+                "model": small.state_dict(), "optimizer": optimizer.state_dict(),
+            })  # fmt: skip
     bench.release(model)  # what is saved and measured is the plain network
     return retrained
 

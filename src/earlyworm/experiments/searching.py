@@ -98,15 +98,16 @@ def train_dense(
             if config.retrain_from == "emergence" and config.method != "late":
                 found.progress = schedule.after(found.steps)
             # Not at every check: there may be many in an epoch, and each evaluation can take as long as they do.
-            due = found.steps == last or _emerged(search) > emerged
-            due = due or pace.epochs_end(found.steps, steps, config.evaluate_every)
+            ends = found.steps == last or _emerged(search) > emerged
+            due = ends or pace.epochs_end(found.steps, steps, config.evaluate_every)
             _record(bench, found, search, loss, _accuracy(bench, model) if due else None)
             if checked:
                 checked(found)
-            bench.checkpoint({
-                "stage": "search", "found": asdict(found), "search": search.state_dict(),
-                "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
-            })  # fmt: skip
+            if ends or bench.checkpoint_due:  # without a ticket, `force_draw` goes on from where the search has ended
+                bench.checkpoint({
+                    "stage": "search", "found": asdict(found), "search": search.state_dict(),
+                    "model": dense.state_dict(), "optimizer": optimizer.state_dict(),
+                })  # fmt: skip
     bench.release(model)
     return found
 
