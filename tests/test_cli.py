@@ -19,7 +19,7 @@ from earlyworm.comparisons.grid import OPTIONS
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run_directory import RunDirectory
 from runs import classifier_directory, options, small, tree
-from test_config import OTHER
+from settings import OTHER
 
 
 @pytest.fixture(autouse=True)
@@ -483,7 +483,7 @@ def test_ctrl_c(command, monkeypatch):
     for more, same in (((), "the same command"), (("--overwrite",), "the same command without --overwrite")):
         status, output, errors = command(*options("runs"), *more)
         assert (status, output) == (130, "")
-        assert errors.splitlines()[-1] == f"earlyworm: stopped; {same} goes on from the last check"
+        assert errors.splitlines()[-1] == f"earlyworm: stopped; {same} goes on from the last checkpoint"
 
 
 def test_a_reader_who_leaves(copied, fresh_python):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from test_config import TEXT
 
 from earlyworm import cli
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run_directory import RunDirectory
 from runs import classifier_directory, tree
-from test_config import TEXT
 from texts import encoder_directory, reviews, small_text, write_all, write_csv
 
 

@@ -13,10 +13,8 @@ from earlyworm.comparisons.workers import cores
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.run import run
 from earlyworm.options import parse
+from grids import BRIEF, Watched, grid_of, states, workers_of
 from runs import elsewhere, outcome
-from test_compare import BRIEF, Watched, grid_of, states, stub, workers_of
-
-__all__ = ["stub"]  # a fixture
 
 # What Slurm's own programs do, as far as submitit asks for it; a job is a process, and its number that of the process.
 SBATCH = """#!/bin/sh

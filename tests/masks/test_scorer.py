@@ -8,8 +8,8 @@ import earlyworm as ew
 from earlyworm.masks import mask, scorer
 from earlyworm.masks.scorer import Scorer
 from residual import make_network
+from single_weights import WEIGHTS, network
 from stepping import UNITS
-from test_weights import WEIGHTS, network
 
 UNCHANGED = "no score has changed since the last check"
 

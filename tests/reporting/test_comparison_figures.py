@@ -2,7 +2,7 @@
 
 import pytest
 
-from comparisons import comparison_of, made_up, outcome_of
+from comparisons import METHODS_SHOWN, ONE, comparison_of, made_up, outcome_of
 from earlyworm.reporting.comparison_figures import decision_figure, emergence_figure
 from earlyworm.reporting.comparison_verdict import verdict_of
 from earlyworm.reporting.comparison_view import views_of
@@ -10,7 +10,6 @@ from earlyworm.reporting.learning_curves import LearningCurve, learning_curve, m
 from earlyworm.reporting.method_styles import method_styles
 from earlyworm.reporting.palette import METHODS, PALETTE
 from earlyworm.reporting.run_settings import changed_settings
-from test_comparison_report import METHODS_SHOWN, ONE
 
 
 def test_decision_shows_means_and_their_intervals():

@@ -14,8 +14,7 @@ import earlyworm as ew
 from earlyworm import Attention, FeedForward, Units, UnitsError, find_transformer_units
 from earlyworm.units.groups import named_tensors
 from earlyworm.units.surgery import mask_units_, remove_units_
-from families import FAMILIES, HEADS, NEURONS, WIDTH, build
-from test_transformer_families import assert_close, outputs, random_kept
+from families import FAMILIES, HEADS, NEURONS, WIDTH, assert_close, build, outputs, random_kept
 
 SIZE = WIDTH // HEADS
 

@@ -588,7 +588,7 @@ def test_small_network_in_a_fresh_process(tmp_path: Path) -> None:
         small.train()
         results["train"] = small(inputs).detach()
         save_file(results, folder / "here.safetensors")
-    subprocess.run([sys.executable, "-W", "error", "-c", FRESH, str(Path(__file__).parent), str(tmp_path), *cases],
+    subprocess.run([sys.executable, "-W", "error", "-c", FRESH, str(Path(zoo.__file__).parent), str(tmp_path), *cases],
                    check=True, timeout=100)  # fmt: skip
     for case in cases:
         here, fresh = (load_file(tmp_path / case.replace("/", "-") / f"{x}.safetensors") for x in ("here", "fresh"))

@@ -9,9 +9,9 @@ import earlyworm as ew
 from earlyworm.masks.taylor import first_order
 from earlyworm.units.groups import named_tensors
 from residual import loss_on, make_batch, make_network, states_equal
+from single_weights import BOTH, KEY, NEURONS, batch, network
+from single_weights import step as step_on_attention
 from stepping import UNITS, in_place_zero_grad, plain
-from test_weights import BOTH, KEY, NEURONS, batch, network
-from test_weights import step as step_on_attention
 
 LONG = ew.Emergence(window=50)
 

@@ -12,6 +12,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from earlyworm import Units
+from earlyworm.inputs import call_model, floating_tensors
+
 WIDTH, LAYERS, HEADS, NEURONS, WORDS = 32, 3, 4, 24, 60
 
 BERT_LIKE = {
@@ -305,3 +308,23 @@ def build(name: str, attention: str = "", seed: int = 0) -> nn.Module:
             noise = scale * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
     return model.eval()
+
+
+def random_kept(units: Units, seed: int, density: float = 0.5) -> dict[str, Tensor]:
+    """Any pattern that keeps at least one unit of every group, so that layers end up with different widths."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for group in units.groups:
+        kept[group.name] = torch.rand(group.size, generator=generator) < density
+        kept[group.name][torch.randint(group.size, (), generator=generator)] = True
+    return kept
+
+
+def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    return list(floating_tensors(call_model(model, inputs)))
+
+
+def assert_close(expected: Tensor, actual: Tensor, what: str = "output", tolerance: float = 1e-5) -> None:
+    assert expected.shape == actual.shape, what
+    difference = float((expected - actual).detach().abs().max())
+    assert difference <= tolerance * max(1.0, float(expected.detach().abs().max())), (what, difference)

@@ -9,7 +9,7 @@ from comparisons import made_up
 from earlyworm.experiments.results import CandidateResult, RunResult
 from earlyworm.masks.mask import Mask
 from earlyworm.reporting.run_report import summary, write_report
-from test_report import EMERGED
+from results import EMERGED
 
 
 @pytest.fixture

@@ -14,25 +14,14 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 import zoo
-from earlyworm import Units, compact, find_transformer_units
-from earlyworm.inputs import call_model, floating_tensors
+from earlyworm import compact, find_transformer_units
 from earlyworm.units.groups import named_tensors
 from earlyworm.units.surgery import copy_model, mask_units_, remove_units_
-from families import FAMILIES, build
+from families import FAMILIES, assert_close, build, outputs, random_kept
 
 CASES = [(name, attention) for name, family in FAMILIES.items() for attention in family.attention]
 every_family = pytest.mark.parametrize("name", FAMILIES)
 every_attention = pytest.mark.parametrize(("name", "attention"), CASES)
-
-
-def random_kept(units: Units, seed: int, density: float = 0.5) -> dict[str, Tensor]:
-    """Any pattern that keeps at least one unit of every group, so that layers end up with different widths."""
-    generator = torch.Generator().manual_seed(seed)
-    kept = {}
-    for group in units.groups:
-        kept[group.name] = torch.rand(group.size, generator=generator) < density
-        kept[group.name][torch.randint(group.size, (), generator=generator)] = True
-    return kept
 
 
 def masked_and_cut(model: nn.Module, kept: dict[str, Tensor]) -> tuple[nn.Module, nn.Module]:
@@ -46,16 +35,6 @@ def masked_and_cut(model: nn.Module, kept: dict[str, Tensor]) -> tuple[nn.Module
 def pair(name: str, seed: int, attention: str = "") -> tuple[nn.Module, nn.Module]:
     model = build(name, attention, seed)
     return masked_and_cut(model, random_kept(find_transformer_units(model), seed))
-
-
-def outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    return list(floating_tensors(call_model(model, inputs)))
-
-
-def assert_close(expected: Tensor, actual: Tensor, what: str = "output", tolerance: float = 1e-5) -> None:
-    assert expected.shape == actual.shape, what
-    difference = float((expected - actual).detach().abs().max())
-    assert difference <= tolerance * max(1.0, float(expected.detach().abs().max())), (what, difference)
 
 
 def loss_of(tensors: list[Tensor]) -> Tensor:
@@ -278,8 +257,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from safetensors.torch import load_model, save_file
 from earlyworm import Ticket, compact
-from families import FAMILIES, build
-from test_transformer_families import outputs
+from families import FAMILIES, build, outputs
 for name in sys.argv[3:]:
     small = compact(build(name, seed=99), Ticket.load(f"{sys.argv[2]}/{name}.ticket"))
     load_model(small, f"{sys.argv[2]}/{name}.safetensors")
@@ -299,7 +277,7 @@ def test_a_small_model_is_built_again_from_its_ticket_and_weights(tmp_path: Path
         small = compact(model, ticket, example_inputs=FAMILIES[name].inputs())
         save_model(small, str(tmp_path / f"{name}.safetensors"))
         expected[name] = outputs(small, FAMILIES[name].inputs())
-    subprocess.run([sys.executable, "-W", "error", "-c", FRESH, str(Path(__file__).parent), str(tmp_path), *names],
+    subprocess.run([sys.executable, "-W", "error", "-c", FRESH, str(Path(zoo.__file__).parent), str(tmp_path), *names],
                    check=True, timeout=100)  # fmt: skip
     for name in names:
         for i, tensor in load_file(tmp_path / f"{name}.fresh").items():

@@ -16,10 +16,11 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data, task_of
 from earlyworm.experiments.networks import build_network
 from earlyworm.experiments.text_data import Tokens, bucketed_order
+from pictures import table, write
 from runs import classifier_directory
 from texts import VOCABULARY, encoder_directory, reviews, small_text, write_all, write_csv
 
-REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 IDS = {word: number for number, word in enumerate(VOCABULARY)}
 
 
@@ -266,8 +267,6 @@ def test_limit_takes_the_same_texts_whatever_the_seed(load, folder):
 
 
 def test_the_columns_tell_what_the_data_are(folder, tmp_path):
-    from test_data import table, write
-
     write(tmp_path / "images" / "train.parquet", table())
     splits(tmp_path / "texts", [0])
     assert task_of(None, f"parquet:{tmp_path}/images") == "images"
@@ -348,8 +347,6 @@ def test_columns_that_are_missing(columns, options, parts, refused, tmp_path):
 
 
 def test_images_are_no_text(refused, tmp_path):
-    from test_data import table, write
-
     write(tmp_path / "train.parquet", table())
     refused(f"parquet:{tmp_path}", "no column of text", "(it has image, label)")
 

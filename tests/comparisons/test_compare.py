@@ -23,54 +23,15 @@ from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
-from runs import SMALL, elsewhere, outcome
+from grids import BRIEF, Watched, grid_of, states, workers_of
 from runs import copied as copied_run
+from runs import elsewhere, outcome
 
 PATIENCE = 120  # seconds, before something that hangs is an error
-OF_CELLS = ("method", "model")  # which a grid has in another way
-TINY = {**{name: SMALL[name] for name in SMALL if name not in OF_CELLS}, "models": "vgg11_bn", "seeds": [0, 1]}
-# Ends at once, without a ticket.
-BRIEF = {"search_epochs": 1, "epochs": 2, "epsilon": 0.0}
-
-
-def grid_of(output, *methods, **changes):
-    return Grid.of({**TINY, "methods": list(methods), "output": str(output), **changes})
-
-
-class Watched:
-    """Remembers what a watcher is told."""
-
-    def __init__(self):
-        self.events = []
-
-    def planned(self, cells):
-        self.cells = cells
-
-    def started(self, number):
-        self.events.append(("started", number))
-
-    def told(self, number, kind, values):
-        self.events.append(("told", number, kind, *values))
-
-    def ended(self, number, outcome):
-        self.events.append(("ended", number, outcome.state))
-
-    def numbers(self, kind):
-        return [event[1] for event in self.events if event[0] == kind]
 
 
 def saved(grid):
     return Comparison.load(grid.directory / "comparison.json")
-
-
-def states(comparison):
-    return [(cell.method, cell.seed, cell.state) for cell in comparison.outcomes]
-
-
-def workers_of(process):
-    """The processes that a process has started."""
-    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
-    return [int(number) for number in found.stdout.split()]
 
 
 def alive(number):
@@ -331,38 +292,6 @@ def test_a_run_that_another_process_is_giving_up(whole, tmp_path):
         other.join()
 
 
-STUB = """
-import sys, types
-
-def run(config, observer):
-    import os, signal, time
-    from earlyworm.errors import RunError
-    observer.stage("search", config.search_epochs, 0)
-    if config.method == "early-bird":
-        print("loud")
-        os.write(1, b"louder\\n")
-        raise RunError("no, because")
-    if config.method == "constant":
-        raise MemoryError("no room\\nat all")
-    if config.method == "worm":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.method == "late":
-        os._exit(3)
-    time.sleep(1000)
-
-sys.modules["earlyworm.experiments.run"] = module = types.ModuleType("run")
-module.run = run
-"""
-
-
-@pytest.fixture
-def stub(tmp_path, monkeypatch):
-    """In every process that is started, a run only ends in a way that depends on its method."""
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "sitecustomize.py").write_text(STUB)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
-
-
 def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(tmp_path, stub):
     grid = grid_of(tmp_path / "runs", "early-bird", "constant", "worm", "late", "random@worm", seeds=[0])
     watched = Watched()
@@ -393,7 +322,7 @@ def test_interrupted_from_the_keyboard(tmp_path, stub):
     output, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, output) == (130, "")
     assert shown == ["grid cells=4\n", "started method=dense seed=0\n"]
-    assert errors == "earlyworm: stopped; the same command goes on from the last check\n"
+    assert errors == "earlyworm: stopped; the same command goes on from the last checkpoint\n"
     assert not alive(worker)
     assert {state for *_, state in states(saved(grid))} == {"waiting"}
 

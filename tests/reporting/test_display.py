@@ -10,7 +10,7 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.results import CheckRecord, RunResult
 from earlyworm.reporting.display import Display
 from earlyworm.reporting.run_report import describe_run, result_table, summary
-from test_report import EMERGED, FORCED, NOT_EMERGED, SAMPLES
+from results import EMERGED, FORCED, NOT_EMERGED, SAMPLES
 
 FIRST = CheckRecord(
     epoch=0.0, distance_mean=None, distance_max=None, chi=1.0, truncated=0, loss=None, accuracy=0.1

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
+import residual
 from earlyworm import ConfigError, Constant, SearchError, TicketSearch, compact
 from earlyworm.units.groups import gate_masks
 from modules import QUIET, Automatic, Manual, fit, loader, make_callback
@@ -253,7 +254,7 @@ def test_the_package_of_the_older_name(missing, tmp_path):
     """With the other one installed beside it, or not."""
     code = f"""
         import sys
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path.insert(0, {os.path.dirname(residual.__file__)!r})
         if {missing!r} == "lightning":
             sys.modules["lightning"] = None
         import pytorch_lightning, torch

@@ -2,39 +2,15 @@
 
 import pytest
 
-from comparisons import comparison_of, made_up, undone
+from comparisons import METHODS_SHOWN, ONE, cells, comparison_of, made_up, undone
 from earlyworm.comparisons.comparison import Comparison
 from earlyworm.errors import RunError
 from earlyworm.reporting.comparison_report import write_comparison_report
 
 FIGURES = {"decision", "curves", "distances", "emergence", "drop", "layers"}
-METHODS_SHOWN = ["early-bird", "worm", "greedy", "dense", "random"]
 ERROR = "out of memory <script>alert(1)</script>: lower --batch-size"
 
 
-def cells(model: str) -> list:
-    """Three seeds of five methods: worm is always sooner and better, random worse; greedy emerges but once."""
-    found = []
-    for seed in range(3):
-        noise = 0.002 * seed
-        found += [
-            made_up("early-bird", seed, model=model, epoch=10.0 + seed, final=0.94 + noise),
-            made_up("worm", seed, model=model, epoch=8.0 + seed // 2, final=0.95 + noise),
-            made_up(
-                "greedy",
-                seed,
-                model=model,
-                epoch=None if seed else 9.0,
-                forced=seed > 0,
-                final=0.94 + 0.004 * (seed == 1),
-            ),
-            made_up("dense", seed, model=model, final=0.94 + 0.002 * (2 - seed)),
-            made_up("random", seed, model=model, final=0.92 + noise),
-        ]
-    return found
-
-
-ONE = comparison_of(*cells("resnet20"), title="One network")
 HEADLINE = (
     "worm ends more accurate than early-bird: of 4, 2 are within noise and 1 is less accurate "
     "(3 seeds: too few to be sure)"

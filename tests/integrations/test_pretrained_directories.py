@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import sentences
 from earlyworm import EarlywormError, TicketError, TicketSearch, compact
 from earlyworm.integrations.transformers import load_pretrained, save_pretrained
 from sentences import UNITS, Sentences, make_bert
@@ -83,10 +84,11 @@ def test_loads_in_a_fresh_process(tmp_path, fresh_python):
         save_file(inputs, tmp_path / f"{name}.inputs")
         expected[name] = outputs(small, inputs)
     assert expected["llama"]["greedy"].shape == (2, 9)
+    folders = [os.path.dirname(__file__), os.path.dirname(sentences.__file__)]
     fresh_python(f"""
         import pathlib, pickle, sys, torch
         from safetensors.torch import load_file, save_file
-        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        sys.path[:0] = {folders!r}
         from test_pretrained_directories import MODELS, load_pretrained, outputs
         torch.load = pickle.load = pickle.loads = None
         folder = pathlib.Path({str(tmp_path)!r})

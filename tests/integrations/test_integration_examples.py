@@ -17,8 +17,8 @@ from earlyworm.integrations.transformers import load_pretrained
 from modules import QUIET
 from sentences import Sentences
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[2] / "shared" / "data"))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")]
 
