@@ -8,19 +8,19 @@ import numpy as np
 
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.quantities import QUANTITIES, Quantity
-from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired, Summary, bootstrap_interval, summarise
+from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired, Summary, difference_interval, summarise
 from earlyworm.experiments.results import RunResult
 
 EARLY_BIRD, WORM, FADE, DENSE = "early-bird", "worm", "fade", "dense"
 CHALLENGERS = (WORM, FADE)  # what the claims are about
 
 
-Verdict = Literal["holds", "not shown", "contradicted", "too few seeds", "no data"]
-Standing = Literal["better", "as good", "worse", "too few seeds", "no data"]
+Verdict = Literal["holds", "not shown", "contradicted", "equal", "too few seeds", "no data"]
+Standing = Literal["better", "as good", "worse", "equal", "too few seeds", "no data"]
 
 STANDINGS: dict[Verdict, Standing] = {
     "holds": "better", "not shown": "as good", "contradicted": "worse",
-    "too few seeds": "too few seeds", "no data": "no data",
+    "equal": "equal", "too few seeds": "too few seeds", "no data": "no data",
 }  # fmt: skip
 """What the verdict on "its final accuracy is higher" says about a method."""
 
@@ -53,6 +53,11 @@ class Judged:
     theirs: Summary
     verdict: Verdict
 
+    @property
+    def values(self) -> tuple[object, ...]:
+        """What was judged; where two comparisons have runs in common, it is the same."""
+        return self.claim, *self.ours.values.items(), *self.theirs.values.items()
+
 
 @dataclass(frozen=True)
 class Rival:
@@ -63,9 +68,14 @@ class Rival:
     standing: Standing
     flops: float | None
 
+    @property
+    def values(self) -> tuple[object, ...]:
+        """What was compared; where two comparisons have runs in common, it is the same."""
+        return self.final.paired, *self.final.values.items()
+
 
 class Mean(NamedTuple):
-    """A mean over seeds with its 95% bootstrap interval, which is the mean itself with one seed."""
+    """A mean over seeds with its 95% interval, which is the mean itself with one seed."""
 
     value: float
     low: float
@@ -77,7 +87,7 @@ def mean_of(values: Iterable[float]) -> Mean | None:
     numbers = np.array([*values], dtype=float)
     if not len(numbers):
         return None
-    interval = bootstrap_interval(numbers, 0 * numbers, lambda ours, zeros, axis=-1: np.mean(ours - zeros, axis=axis))
+    interval = difference_interval(numbers, 0 * numbers)
     value = float(np.mean(numbers))
     return Mean(value, *(interval or (value, value)))
 
@@ -98,7 +108,8 @@ def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
 
     It holds if the 95% interval of the difference, paired by seed, lies on the better side of 0, is contradicted if it
     lies on the other, and is not shown if it contains 0. Where a search did not emerge there is no difference to
-    average: then it holds only if it holds for every seed, as an interval would have it too.
+    average: then it holds only if it holds for every seed. Where the two have the same values, they are equal: there is
+    nothing to judge.
     """
     if paired is None or not paired.pairs:
         return "no data"
@@ -106,6 +117,8 @@ def judge(paired: Paired | None, *, lower_is_better: bool) -> Verdict:
         return "too few seeds"
     if paired.difference_interval is None:
         better, worse = paired.won == paired.pairs, paired.lost == paired.pairs
+    elif not paired.won + paired.lost:
+        return "equal"
     else:
         low, high = paired.difference_interval
         better, worse = (high < 0, low > 0) if lower_is_better else (low > 0, high < 0)
@@ -147,8 +160,7 @@ def rivals(
     for method in dict.fromkeys([against, *(method for method, _ in of)]):
         final = of[method, "accuracy_final"]
         standing = STANDINGS[judge(final.paired, lower_is_better=False)]
-        flops = of[method, "relative_flops"].mean if comparison.match == "epochs" else None  # else all spend the same
-        found.append(Rival(method, final, standing, flops))
+        found.append(Rival(method, final, standing, of[method, "relative_flops"].mean))
     return found
 
 

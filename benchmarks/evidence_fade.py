@@ -25,22 +25,27 @@ from evidence_words import (
 from tables import markdown
 
 RIVALS = (EARLY_BIRD, DENSE, "random", "narrow")
+QUICK = "Early Bird made as quick"  # by the interval and window of Fade; where these are its usual ones, by its epsilon
 _BUDGETS = {"epochs": "epochs", "flops": "training FLOPs"}  # what all methods of a comparison spend alike
 
 
 class Variant(NamedTuple):
-    """Fade with certain options in a setting: its label, and that of Early Bird with the same floor under layers."""
+    """Fade with certain options in a setting: its label, and those of Early Bird with the same floor under layers.
+
+    The first is Early Bird as usual, the second made as quick, if there is one.
+    """
 
     place: str
     comparison: Comparison
     setting: Setting
     label: str
     early_bird: str
+    as_quick: str | None
 
     def against(self, rival: str, name: str) -> Summary | None:
         """A quantity against that of a rival; None if there is nothing to compare."""
-        other = self.early_bird if rival == EARLY_BIRD else rival
-        of = summaries(self.comparison, self.setting, other, (self.label,), [name])
+        other = self._label(rival)
+        of = summaries(self.comparison, self.setting, other, (self.label,), [name]) if other else {}
         ours = of.get((self.label, name))
         return ours if ours is not None and ours.paired is not None and ours.paired.pairs else None
 
@@ -52,14 +57,17 @@ class Variant(NamedTuple):
         """
         if name.startswith("total") and self.comparison.match == "flops":
             return None
-        other = self.early_bird if rival == EARLY_BIRD else rival
-        of = summaries(self.comparison, self.setting, other, (self.label,), [name])
+        other = self._label(rival)
+        of = summaries(self.comparison, self.setting, other, (self.label,), [name]) if other else {}
         ours, theirs = of.get((self.label, name)), of.get((other, name))
         if ours is None or theirs is None or ours.censored:
             return None
         known = {seed: replace(reading, censored=False) for seed, reading in theirs.values.items()}
         paired = compare_paired(ours.values, known, lower_is_better=True)
         return None if paired.ratio is None else (paired, bool(theirs.censored))
+
+    def _label(self, rival: str) -> str | None:
+        return {EARLY_BIRD: self.early_bird, QUICK: self.as_quick}.get(rival, rival)
 
 
 def fade_summary(stored: Sequence[Stored]) -> str:
@@ -71,7 +79,7 @@ def fade_summary(stored: Sequence[Stored]) -> str:
         return "No comparison of Fade with Early Bird is stored yet."
     costs = markdown(["comparison", "method", *(column for column, _ in _COSTS)], (_row(v, _COSTS) for v in found))
     ends = [("final", _final), *((f"against `{rival}`", _ending(rival)) for rival in RIVALS)]
-    ends.append(("against Early Bird made as quick", _against_quick))
+    ends.append((f"against {QUICK}", _ending(QUICK)))
     final = markdown(["comparison", "method", *(column for column, _ in ends)], (_row(v, ends) for v in found))
     return "\n\n".join([
         table,
@@ -94,7 +102,13 @@ def variants(stored: Sequence[Stored]) -> Iterator[Variant]:
             floor = config.min_units
             twins = [other for other, of in configs.items() if of.method == EARLY_BIRD and of.min_units == floor]
             if twins:  # the first is the one with the fewest options, as grids have it
-                yield Variant(place, comparison, setting, label, twins[0])
+                quick = (twin for twin in twins if _is_as_quick(configs[twin], config, configs[twins[0]]))
+                yield Variant(place, comparison, setting, label, twins[0], next(quick, None))
+
+
+def _is_as_quick(twin: RunConfig, fade: RunConfig, usual: RunConfig) -> bool:
+    """Whether Early Bird has Fade's interval and window; where these are its usual ones, whether epsilon is higher."""
+    return _watched(twin) == _watched(fade) and (_watched(fade) != _watched(usual) or twin.epsilon > usual.epsilon)
 
 
 def _shrunk(stored: Sequence[Stored]) -> Iterator[str]:
@@ -123,6 +137,7 @@ def configs_of(comparison: Comparison, setting: Setting) -> dict[str, RunConfig]
 
 
 Cell = Callable[[Variant], str]
+Reached = Callable[[Variant], tuple[Paired, bool] | None]  # numbers, and whether they are as good as is wished
 
 
 def _row(variant: Variant, columns: Iterable[tuple[str, Cell]]) -> list[str]:
@@ -161,6 +176,7 @@ def _after_the_cut(variant: Variant) -> str:
 _COSTS: tuple[tuple[str, Cell], ...] = (
     ("emerged at epoch", _epoch),
     ("search FLOPs of Early Bird's", _cost(EARLY_BIRD, "emergence_flops")),
+    ("of Early Bird's, made as quick", _cost(QUICK, "emergence_flops")),
     ("accuracy right after the cut", _after_the_cut),
     ("all FLOPs of dense training's", _cost(DENSE, "total_flops")),
     ("all seconds of dense training's", _cost(DENSE, "total_seconds")),
@@ -183,21 +199,6 @@ def _ending(rival: str) -> Cell:
     return cell
 
 
-def _against_quick(variant: Variant) -> str:
-    """Against Early Bird with the same interval and window; where these are its usual ones, with a higher epsilon."""
-    configs = configs_of(variant.comparison, variant.setting)
-    mine, usual = configs[variant.label], configs[variant.early_bird]
-    as_quick = [
-        label
-        for label, other in configs.items()
-        if other.method == EARLY_BIRD
-        and other.min_units == mine.min_units
-        and _watched(other) == _watched(mine)
-        and (_watched(mine) != _watched(usual) or other.epsilon > usual.epsilon)
-    ]
-    return _ending(as_quick[0])(variant) if as_quick else "-"
-
-
 def _watched(config: RunConfig) -> tuple[float, int]:
     """The interval between checks and the window."""
     return config.effective_check_every, config.emergence.window
@@ -206,40 +207,44 @@ def _watched(config: RunConfig) -> tuple[float, int]:
 def _reached(found: Sequence[Variant]) -> list[str]:
     """How often tickets and training are as cheap, and the end as good, as they are meant to be: by interval."""
 
-    def counted(words: str, holds: Callable[[Variant], bool | None]) -> str:
-        known = [reached for variant in found if (reached := holds(variant)) is not None]
-        return f"{words}: in {sum(known)} of {len(known)}."
+    def counted(words: str, holds: Reached) -> str:
+        # Where two comparisons have runs in common, these count once.
+        known = dict(reached for variant in found if (reached := holds(variant)) is not None)
+        return f"{words}: in {sum(known.values())} of {len(known)}."
 
-    def cost(rival: str, name: str, bound: float) -> Callable[[Variant], bool | None]:
-        def holds(variant: Variant) -> bool | None:
+    def cost(rival: str, name: str, bound: float) -> Reached:
+        def holds(variant: Variant) -> tuple[Paired, bool] | None:
             of = variant.share_of(rival, name)
             if of is None or of[0].pairs < FEWEST_PAIRS or of[0].ratio_interval is None:
                 return None
-            return of[0].ratio_interval[1] <= bound
+            return of[0], of[0].ratio_interval[1] <= bound
 
         return holds
 
-    def end(rival: str, least: float) -> Callable[[Variant], bool | None]:
-        def holds(variant: Variant) -> bool | None:
+    def end(rival: str, least: float) -> Reached:
+        def holds(variant: Variant) -> tuple[Paired, bool] | None:
             summary = variant.against(rival, "accuracy_final")
             paired = None if summary is None else summary.paired
             if paired is None or paired.pairs < FEWEST_PAIRS or paired.difference_interval is None:
                 return None
-            return paired.difference_interval[0] > least
+            return paired, paired.difference_interval[0] > least
 
         return holds
 
     def standing(rival: str, match: str) -> Iterator[str]:
         some = [v.against(rival, "accuracy_final") for v in found if v.comparison.match == match]
-        told = [STANDINGS[judge(s.paired, lower_is_better=False)] for s in some if s is not None]
+        told = {s.paired: STANDINGS[judge(s.paired, lower_is_better=False)] for s in some if s is not None}
         if told:
-            yield f"Final accuracy with as many {_BUDGETS[match]} as `{rival}`: {standings_counted(told)}."
+            name = rival if rival == QUICK else f"`{rival}`"
+            yield f"Final accuracy with as many {_BUDGETS[match]} as {name}: {standings_counted(told.values())}."
 
     return [
         counted("At most a third of Early Bird's FLOPs of the search", cost(EARLY_BIRD, "emergence_flops", 1 / 3)),
+        counted(f"At most a third of those of {QUICK}", cost(QUICK, "emergence_flops", 1 / 3)),
         counted("At most half of dense training's FLOPs", cost(DENSE, "total_flops", 0.5)),
         counted("At most half of dense training's seconds", cost(DENSE, "total_seconds", 0.5)),
         counted("No more than half a point below Early Bird at the end", end(EARLY_BIRD, -0.005)),
+        counted(f"No more than half a point below {QUICK} at the end", end(QUICK, -0.005)),
         counted("No more than half a point below dense training at the end", end(DENSE, -0.005)),
-        *(line for match in _BUDGETS for rival in RIVALS for line in standing(rival, match)),
+        *(line for match in _BUDGETS for rival in (*RIVALS, QUICK) for line in standing(rival, match)),
     ]

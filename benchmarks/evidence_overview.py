@@ -63,5 +63,5 @@ def _cell(comparison: Comparison, setting: Setting, method: str) -> str:
     final, flops, pruned = (None if mean is None else mean.value for mean in means)
     if method == DENSE:
         return percent(final)
-    told = percent(final) if comparison.match == "flops" else f"{percent(final)} at {share(flops)}"
+    told = percent(final) if flops is None else f"{percent(final)} at {share(flops)}"
     return told if method in ("random", "narrow") else f"{told} ({percent(pruned)})"

@@ -9,9 +9,10 @@ from typing import Any
 from earlyworm.comparisons.comparison import Comparison, Outcome
 from earlyworm.comparisons.grid import Grid
 from earlyworm.comparisons.grid_file import read_grid
-from earlyworm.errors import ConfigError
+from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.files import write_atomically
 
 HERE = Path(__file__).parent
 GRIDS = HERE / "comparisons"
@@ -107,16 +108,33 @@ def rounded(value: Any) -> Any:
 
 
 def store(name: str, comparison: Comparison, folder: Path = RESULTS) -> Path:
-    """Store a comparison under a name; where it lies."""
+    """Store a comparison under a name; where it lies.
+
+    Raises:
+        RunError: If results that are stored already, of cells that it has too, are missing in it.
+    """
     path = folder / f"{name}.json"
-    path.write_text(small(comparison), encoding="utf-8")
+    if path.exists():
+        waiting = {_cell(outcome) for outcome in comparison.outcomes if outcome.result is None}
+        stored = {_cell(outcome) for outcome in Comparison.load(path).outcomes if outcome.result is not None}
+        if lost := len(waiting & stored):
+            raise RunError(
+                f"{path} has results that are not here ({lost} of them), and stays as it is: first `evidence.py "
+                f"restore {name}`, or remove it to begin anew"
+            )
+    write_atomically(path, small(comparison).encode())
     return path
+
+
+def _cell(outcome: Outcome) -> tuple[object, ...]:
+    return outcome.method, outcome.seed, outcome.setting
 
 
 def restore(comparison: Comparison) -> int:
     """Make the directories of runs that were stored, so that their comparison goes on where it was; how many.
 
-    They hold settings and result as they are stored, without networks and tickets. What is there already is left alone.
+    They hold settings and result as they are stored, without networks and tickets. Runs that are there already, and
+    have ended or begun, are left alone.
 
     Raises:
         RunError: If they cannot be written.
@@ -124,7 +142,7 @@ def restore(comparison: Comparison) -> int:
     made = 0
     for result in (outcome.result for outcome in comparison.outcomes if outcome.result is not None):
         directory = RunDirectory.of(result.config)
-        if not directory.path.exists():
+        if not directory.result.exists() and not directory.checkpoints.folder.exists():
             directory.prepare(result.config)
             directory.write(directory.result, result.to_json().encode())
             made += 1

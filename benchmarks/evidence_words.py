@@ -34,6 +34,7 @@ _STANDINGS = {
     "better": "Better than {}",
     "as good": "As good as {}, as far as is shown",
     "worse": "Worse than {}",
+    "equal": "Equal to {} in every seed",
     "too few seeds": "On too few seeds to compare with {}",
 }
 
@@ -55,7 +56,8 @@ def claims_table(columns: Sequence[str], found: Mapping[tuple[str, ...], Sequenc
     if not verdicts:
         return ""
     rows = [[*row, *(weighed(of.get(claim, "-")) for claim in CLAIMS)] for row, of in verdicts.items()]
-    lines = [f"*{claim.words}* {_counted(of[claim] for of in verdicts.values() if claim in of)}" for claim in CLAIMS]
+    once = {judged.values: judged for some in found.values() for judged in some}.values()
+    lines = [f"*{claim.words}* {_counted(one.verdict for one in once if one.claim == claim)}" for claim in CLAIMS]
     return markdown([*columns, *(claim.words for claim in CLAIMS)], rows) + "\n\n" + bullets(lines)
 
 
@@ -76,7 +78,8 @@ def rivals_summary(stored: Sequence[Stored]) -> str:
     rows = [[f"`{method}`", *(_standing(of.get(method)) for of in found.values())] for method in methods]
     lines = []
     for method in methods[1:]:
-        told = standings_counted(of[method].standing for of in found.values() if method in of)
+        once = {of[method].values: of[method].standing for of in found.values() if method in of}
+        told = standings_counted(once.values())
         lines += [f"`{method}`: {told}."] if told else []
     return markdown(["method", *found], rows) + "\n\n" + bullets(lines)
 
@@ -120,10 +123,11 @@ def wrapped(text: str, indent: str = "") -> str:
 def _counted(verdicts: Iterable[Verdict]) -> str:
     """How often a claim holds, and how often not."""
     counts = Counter(verdict for verdict in verdicts if verdict != "no data")
+    equal = f"; both are equal in {counts['equal']}" if counts["equal"] else ""
     few = f"; on too few seeds in {counts['too few seeds']}" if counts["too few seeds"] else ""
     return (
         f"holds in {counts['holds']} of {counts.total()}, is contradicted in {counts['contradicted']} and not shown in "
-        f"{counts['not shown']}{few}."
+        f"{counts['not shown']}{equal}{few}."
     )
 
 
@@ -262,7 +266,8 @@ def _rankings(comparison: Comparison) -> list[str]:
     """How well the training speed ranks pruning ratios."""
     return [
         f"Over pruning ratios, losses early in retraining rank final accuracies with Kendall's tau {one.mean:.2f} for "
-        f"`{one.method}` ({len(one.taus)} seeds; 1: the same order, -1: the opposite)."
+        f"`{one.method}` ({len(one.taus)} seeds; 1: the same order, -1: the opposite). To put the smallest ratio "
+        f"first, whatever its losses, does so with {one.least_first:.2f}."
         for one in ranking_agreement(comparison)
         if one.mean is not None and one.method in (EARLY_BIRD, *CHALLENGERS)
     ]

@@ -12,10 +12,11 @@ from earlyworm.comparisons.quantities import QUANTITIES, Reading, training_speed
 from earlyworm.comparisons.statistics import (
     Paired,
     Summary,
-    bootstrap_interval,
     compare_paired,
+    difference_interval,
     median_until,
     ranking_agreement,
+    ratio_interval,
     summarise,
 )
 
@@ -36,10 +37,6 @@ def readings(*values) -> list[Reading]:
 
 def by_seed(*values) -> dict[int, Reading]:
     return dict(enumerate(readings(*values)))
-
-
-def difference(ours, theirs, axis=-1):
-    return np.mean(ours - theirs, axis=axis)
 
 
 def test_every_quantity_of_a_run():
@@ -126,23 +123,40 @@ def test_pairs_tell_what_unpaired_seeds_would_hide():
     )
     assert (paired.pairs, paired.won, paired.lost) == (4, 4, 0)
     assert paired.difference == pytest.approx(0.02)
-    low, high = paired.difference_interval
-    assert 0.01 - 1e-9 <= low < 0.02 < high <= 0.03 + 1e-9
+    reach = 3.1824 * math.sqrt(2e-4 / 3 / 4)  # Student's t with three degrees of freedom
+    assert paired.difference_interval == pytest.approx((0.02 - reach, 0.02 + reach), rel=1e-4)
 
 
 def test_intervals_of_two_pairs_by_hand():
-    # Each of the four resamples is as likely as the others: a quarter lies at either end.
     paired = compare_paired(by_seed(3.0, 6.0), by_seed(2.0, 2.0), lower_is_better=True)
-    assert paired == Paired(2, 0, 2, 2.5, (1.0, 4.0), 2.25, (1.5, 3.0))
+    reach = 12.7062 * 1.5  # the differences 1 and 4 deviate by 1.5 from their mean
+    assert (paired.pairs, paired.won, paired.lost, paired.difference, paired.ratio) == (2, 0, 2, 2.5, 2.25)
+    assert paired.difference_interval == pytest.approx((2.5 - reach, 2.5 + reach), rel=1e-5)
+    factor = math.exp(12.7062 / 3)  # 1.5 and 3 deviate by a third of the ratio
+    assert paired.ratio_interval == pytest.approx((2.25 / factor, 2.25 * factor), rel=1e-4)
 
 
 def test_an_interval_of_many_pairs_is_that_of_normal_theory():
     values = np.sort(np.random.default_rng(3).normal(5, 2, 200))
     theirs = np.linspace(0, 100, 200)
-    interval = bootstrap_interval(theirs + values, theirs, difference)
+    interval = difference_interval(theirs + values, theirs)
     half = 1.96 * values.std() / math.sqrt(200)
     assert interval == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
-    assert bootstrap_interval(theirs + values, theirs, difference) == interval
+    assert difference_interval(theirs + values, theirs) == interval
+
+
+@pytest.mark.parametrize("pairs", [5, 20, 50])
+def test_intervals_leave_out_the_truth_once_in_twenty_times(pairs):
+    numbers, wrong = np.random.default_rng(5), {"difference": 0, "ratio": 0}
+    repeats = 2000 if pairs < 50 else 200
+    for _ in range(repeats):
+        theirs = numbers.normal(10, 1, pairs)
+        ours = theirs + numbers.normal(0, 1, pairs)
+        low, high = difference_interval(ours, theirs)
+        wrong["difference"] += not low <= 0 <= high
+        low, high = ratio_interval(3 * ours, theirs)
+        wrong["ratio"] += not low <= 3 <= high
+    assert all(0.02 <= number / repeats <= 0.08 for number in wrong.values()), wrong
 
 
 def test_only_seeds_of_both_are_paired():
@@ -260,13 +274,14 @@ def test_kendalls_tau_of_ranked_ratios(finals, tau):
     (agreement,) = ranking_agreement(comparison_of(*runs))
     assert (agreement.setting, agreement.method) == (Setting("resnet20", "digits", None), "worm")
     assert agreement.taus == ({} if tau is None else {0: pytest.approx(tau)})
-    assert agreement.mean == (None if tau is None else pytest.approx(tau))
+    assert agreement.mean == agreement.least_first == (None if tau is None else pytest.approx(tau))
 
 
 def test_ratios_are_ranked_over_equally_many_epochs():
     # The larger ratio has retrained for longer: three epochs of it, or of both, would make it the slower one.
     runs = [with_losses((1.0, 0.1, 0.1), 0.9, 0.3), with_losses((0.9,) * 9, 0.95, 0.7)]
-    assert ranking_agreement(comparison_of(*runs))[0].taus == {0: 1.0}
+    (agreement,) = ranking_agreement(comparison_of(*runs))
+    assert (agreement.taus, agreement.least_first) == ({0: 1.0}, -1.0)
 
 
 def test_agreement_is_the_mean_over_seeds_that_have_one():

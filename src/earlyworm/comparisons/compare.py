@@ -208,7 +208,10 @@ class _Course:
         self.outcomes[number] = self._outcome(number, result, error)
         self._watcher.ended(number, self.outcomes[number])
         for other in self._then.pop(number, ()):
-            self._advance(other)
+            if result is not None and self.cells[other].config == self.cells[number].config:
+                self._end(other, result)  # the same run, which may not be done twice where `overwrite` asks for it
+            else:
+                self._advance(other)
 
     def _outcome(self, number: int, result: RunResult | None = None, error: str | None = None) -> Outcome:
         cell = self.cells[number]

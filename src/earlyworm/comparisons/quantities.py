@@ -67,9 +67,14 @@ def _recovery(epochs: int) -> Callable[[RunResult], float | None]:
     return accuracy
 
 
-def _total(of: Callable[[RunResult], float]) -> Callable[[RunResult], float | None]:
+def _total(of: Callable[[RunResult], float | None]) -> Callable[[RunResult], float | None]:
     """A cost of all training, of runs that drew a ticket: others ended early, and their costs would flatter."""
     return lambda result: None if result.ticket is None else of(result)
+
+
+def _relative_flops(result: RunResult) -> float | None:
+    """Against dense training for as many epochs; where all spend the same FLOPs, that would compare nothing."""
+    return result.total.train_flops / result.total.dense_train_flops if result.config.match == "epochs" else None
 
 
 def _ticket(of: Callable[[TicketCost], float]) -> Callable[[RunResult], float | None]:
@@ -100,7 +105,7 @@ QUANTITIES = (
     Quantity("total_seconds", "s", "lower", _total(lambda result: result.total.seconds)),
     Quantity(
         "relative_flops", "ratio", "lower",
-        _total(lambda result: result.total.train_flops / result.total.dense_train_flops),
+        _total(_relative_flops),
     ),
     Quantity("parameters", "number", "lower", _ticket(lambda ticket: ticket.parameters)),
     Quantity("macs", "number", "lower", _ticket(lambda ticket: ticket.macs)),

@@ -18,6 +18,7 @@ from earlyworm.comparisons.quantities import QUANTITIES, Quantity, Reading, trai
 from earlyworm.experiments.results import RunResult
 
 _RESAMPLES = 4999
+_MANY_PAIRS = 50  # enough for the bootstrap
 
 Interval = tuple[float, float]
 Values = NDArray[np.float64]
@@ -36,9 +37,9 @@ class Paired:
         won: In how many of them the method is better; what emerged is sooner than what is censored later.
         lost: In how many it is worse. In the others the two are equal, or nobody knows which is better.
         difference: Mean of method - baseline; None if any value is censored, or there is no pair.
-        difference_interval: Its 95% bootstrap interval; None also with fewer than two pairs.
+        difference_interval: Its 95% interval; None also with fewer than two pairs.
         ratio: Mean of the method / mean of the baseline; None also if any value is 0 or less.
-        ratio_interval: Its 95% bootstrap interval; None also with fewer than two pairs.
+        ratio_interval: Its 95% interval; None also with fewer than two pairs.
     """
 
     pairs: int
@@ -92,12 +93,15 @@ class Agreement:
         taus: Kendall's tau over the ratios, in [-1, 1], by seed; 1: both rank them alike. A seed is missing where fewer
             than two ratios have a value, or one of the two rankings has only ties.
         mean: Their mean; None if there are none.
+        least_first: The mean if ratios are ranked by size alone, the smallest first, over the same seeds: what training
+            speed must surpass to say anything, since a larger network nearly always learns faster.
     """
 
     setting: Setting
     method: str
     taus: Mapping[int, float]
     mean: float | None
+    least_first: float | None
 
 
 def summarise(comparison: Comparison, quantities: Sequence[Quantity] = QUANTITIES) -> tuple[Summary, ...]:
@@ -134,7 +138,9 @@ def ranking_agreement(comparison: Comparison) -> tuple[Agreement, ...]:
     agreements = []
     for (setting, method), by_seed in runs.items():
         taus = {seed: tau for seed, results in by_seed.items() if (tau := _tau(results)) is not None}
-        agreements.append(Agreement(setting, method, taus, fmean(taus.values()) if taus else None))
+        of = {seed: tau[0] for seed, tau in taus.items()}
+        means = (fmean(of.values()), fmean(alone for _, alone in taus.values())) if taus else (None, None)
+        agreements.append(Agreement(setting, method, of, *means))
     return tuple(agreements)
 
 
@@ -153,25 +159,47 @@ def compare_paired(values: Mapping[int, Reading], baseline: Mapping[int, Reading
         won=won,
         lost=lost,
         difference=float(_difference(ours, theirs)),
-        difference_interval=bootstrap_interval(ours, theirs, _difference),
+        difference_interval=difference_interval(ours, theirs),
         ratio=float(_ratio(ours, theirs)) if positive else None,
-        ratio_interval=bootstrap_interval(ours, theirs, _ratio) if positive else None,
+        ratio_interval=ratio_interval(ours, theirs) if positive else None,
     )
 
 
-def bootstrap_interval(ours: Values, theirs: Values, statistic: Callable[..., Any]) -> Interval | None:
-    """The 95% bootstrap interval of a statistic of pairs, the same at every call; None with fewer than two pairs.
+def difference_interval(ours: Values, theirs: Values) -> Interval | None:
+    """The 95% interval of the mean difference of pairs, the same at every call; None with fewer than two pairs.
 
-    It is bias-corrected and accelerated (BCa), or of plain percentiles where that is undefined, as for equal values.
-    Few pairs give few different resamples: of fewer than about ten, intervals are narrower than they should be.
+    By Student's t, and from 50 pairs on by the bootstrap (BCa). Of five pairs the bootstrap has too few different
+    resamples: its 95% interval leaves out the true mean once in six times, that of Student's t once in twenty.
 
     Args:
         ours: One value per pair.
         theirs: The other value of each.
-        statistic: Takes both and an axis.
     """
-    if len(ours) < 2:
-        return None
+    if len(ours) >= _MANY_PAIRS:
+        return _bootstrapped(ours, theirs, _difference)
+    return _by_student(float(_difference(ours, theirs)), ours - theirs)
+
+
+def ratio_interval(ours: Values, theirs: Values) -> Interval | None:
+    """The 95% interval of the ratio of the means of pairs, all above 0, likewise.
+
+    With few pairs that of its logarithm, whose error is that of a mean to first order.
+    """
+    if len(ours) >= _MANY_PAIRS:
+        return _bootstrapped(ours, theirs, _ratio)
+    ratio = float(_ratio(ours, theirs))
+    interval = _by_student(math.log(ratio), (ours / ratio - theirs) / np.mean(theirs))
+    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+
+
+def _by_student(center: float, deviations: Values) -> Interval | None:
+    """The interval of something whose error is that of the mean of `deviations`."""
+    count = len(deviations)
+    return None if count < 2 else _interval(center, float(np.std(deviations, ddof=1)), count)
+
+
+def _bootstrapped(ours: Values, theirs: Values, statistic: Callable[..., Any]) -> Interval:
+    """Bias-corrected and accelerated (BCa), or of plain percentiles where that is undefined, as for equal values."""
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that BCa is undefined is seen by its result
@@ -242,15 +270,16 @@ def _read(comparison: Comparison, setting: Setting, method: str, quantity: Quant
     return {seed: reading for seed, reading in readings.items() if reading is not None}
 
 
-def _tau(results: Sequence[RunResult]) -> float | None:
-    """Kendall's tau between training speed and final accuracy of runs that differ in their ratio."""
+def _tau(results: Sequence[RunResult]) -> tuple[float, float] | None:
+    """Kendall's tau of training speed, and of small ratios, with final accuracy of runs that differ in their ratio."""
     lengths = [len(result.accuracy.losses) for result in results if result.accuracy.losses]
     first = max(1, min(lengths, default=0) // 3)
     ranked = [
-        (-speed, result.accuracy.final)
+        (-speed, -result.config.ratio, result.accuracy.final)
         for result in results
         if (speed := training_speed(result, first)) is not None and result.accuracy.final is not None
     ]
-    if len({speed for speed, _ in ranked}) < 2 or len({final for _, final in ranked}) < 2:
+    if len({speed for speed, *_ in ranked}) < 2 or len({final for *_, final in ranked}) < 2:
         return None
-    return float(stats.kendalltau(*zip(*ranked, strict=True)).statistic)
+    speeds, ratios, finals = zip(*ranked, strict=True)
+    return float(stats.kendalltau(speeds, finals).statistic), float(stats.kendalltau(ratios, finals).statistic)

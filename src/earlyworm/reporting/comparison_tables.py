@@ -113,7 +113,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _columns(comparison: Comparison) -> list[_Column]:
     base = comparison.baseline
-    return [
+    columns = [
         _Column("method", lambda row: row.method),
         _Column("drawn at\nepoch", _drawn),
         _Column("FLOPs\nuntil then", lambda row: _mean(row, "emergence_flops", si), terminal=False),
@@ -129,6 +129,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column("MACs", lambda row: _share(row.of["relative_macs"].mean)),
         _Column("latency", lambda row: _mean(row, "latency_seconds", seconds), terminal=False),
     ]
+    return [column for column in columns if comparison.match == "epochs" or column.heading != "FLOPs"]
 
 
 def _rows(comparison: Comparison) -> dict[Setting, list[_Row]]:

@@ -8,8 +8,6 @@ from earlyworm.comparisons.statistics import ranking_agreement
 from earlyworm.experiments.results import RunResult
 from earlyworm.reporting.formats import epochs
 
-_FEW_SEEDS = 10
-
 
 def budget(comparison: Comparison) -> str:
     """What every method may spend, in one sentence."""
@@ -26,12 +24,13 @@ def budget(comparison: Comparison) -> str:
 def how_compared(comparison: Comparison) -> list[str]:
     """How the methods were compared and what the numbers mean, one sentence or two each."""
     seeds = len({outcome.seed for outcome in comparison.outcomes})
-    few = " (of so few seeds, narrower than they should be)" if seeds < _FEW_SEEDS else ""
+    shares = "MACs are shares" if comparison.match == "flops" else "FLOPs of all training, and MACs, are shares"
+    many = len(comparison.methods) > 2 and seeds > 1
+    chance = " (of twenty methods that do not differ, one seems to)" if many else ""
     lines = [
         budget(comparison),
-        f"Means ± standard deviations over {seeds} seed{'s' * (seeds != 1)}; FLOPs of all training, and MACs, are "
-        "shares of the dense network's.",
-        f"Against {comparison.baseline}: paired by seed, with 95% bootstrap intervals{few}; accuracies in points.",
+        f"Means ± standard deviations over {seeds} seed{'s' * (seeds != 1)}; {shares} of the dense network's.",
+        f"Against {comparison.baseline}: paired by seed, with 95% intervals{chance}; accuracies in points.",
     ]
     results = _results(comparison)
     if any(result.search.set_by_method and is_pruned(result) for result in results):
@@ -102,7 +101,8 @@ def _rankings(comparison: Comparison) -> list[str]:
     """How well training speed ranks the pruning ratios, where there are several."""
     return [
         f"{one.setting.task}, {one.method}: losses early in retraining rank the pruning ratios as their final "
-        f"accuracies do with Kendall's tau {one.mean:.2f} (mean over seeds: {len(one.taus)})."
+        f"accuracies do with Kendall's tau {one.mean:.2f} (mean over seeds: {len(one.taus)}; ranked by size alone, the "
+        f"smallest ratio first: {one.least_first:.2f})."
         for one in ranking_agreement(comparison)
         if one.mean is not None
     ]
