@@ -245,6 +245,16 @@ def test_two_cells_that_turn_out_to_be_one_run(compared, copied, inline):
     assert comparison.outcomes[2].directory == comparison.outcomes[3].directory
 
 
+def test_a_run_of_several_cells_is_overwritten_once(tmp_path, inline):
+    grid = grid_of(tmp_path, "dense", "early-bird", ratios=[0.3, 0.5], seeds=[0], overwrite=True, **BRIEF)
+    watched = Watched()
+    comparison = compare(grid, watcher=watched)
+    dense = [number for number, cell in enumerate(comparison.outcomes) if cell.method == "dense"]
+    assert [state for *_, state in states(comparison)] == ["done"] * 4
+    assert len(set(dense) & set(watched.numbers("started"))) == 1
+    assert comparison.outcomes[dense[0]].result == comparison.outcomes[dense[1]].result
+
+
 # Interrupted.
 
 
