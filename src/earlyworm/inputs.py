@@ -38,6 +38,18 @@ def copy_inputs(example_inputs: ExampleInputs) -> ExampleInputs:
     return copied
 
 
+def fitting(example_inputs: ExampleInputs, model: nn.Module) -> ExampleInputs:
+    """The same inputs where the model is, and floating-point ones in the dtype of its parameters, if these have one."""
+    device, dtypes = device_of(model), {p.dtype for p in model.parameters() if p.is_floating_point()}
+
+    def fit(tensor: Tensor) -> Tensor:
+        alike = len(dtypes) == 1 and tensor.is_floating_point()
+        return tensor.to(device, next(iter(dtypes)) if alike else tensor.dtype)
+
+    fitted: ExampleInputs = tree_map_only(Tensor, fit, copy_inputs(example_inputs))
+    return fitted
+
+
 def few_examples(example_inputs: ExampleInputs, count: int, dtype: torch.dtype) -> ExampleInputs:
     """A copy of the first `count` of a batch, floating-point tensors in `dtype`.
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import lightning.pytorch as lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import DataLoader, TensorDataset
 
 import residual
@@ -186,6 +186,50 @@ def test_what_watches_a_metric_starts_over(tmp_path):
     trainer.validate(trainer.lightning_module, loader(), ckpt_path="best", verbose=False, weights_only=True)
 
 
+def test_a_schedule_that_watches_a_metric_starts_over(tmp_path):
+    class Watched(Automatic):
+        def on_validation_epoch_end(self):
+            callback = self.trainer.callbacks[0]
+            self.log(
+                "score", 0.01 * self.current_epoch + 0.5 * (not callback.compacted)
+            )  # lower, and better from there
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "score"}}
+
+    trainer, callback = fit(tmp_path, Watched(), validate=True, num_sanity_val_steps=0, max_epochs=6)
+    assert callback.compacted
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+def test_a_learning_rate_is_looked_for_before(tmp_path):
+    class Tuned(Automatic):
+        lr = 0.01
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    _, callback = fit(tmp_path, Tuned(), [LearningRateFinder(num_training_steps=10)])
+    assert steps_of(callback) == [0, 6, 12]
+    assert callback.compacted
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float32), ("bf16-true", torch.float32)])
+def test_example_inputs_need_not_be_what_the_strategy_makes_of_the_model(precision, dtype, tmp_path):
+    search = {"units": "channels", "example_inputs": make_batch(0)[0].to(dtype)}
+    images, labels = make_batch(0, size=48)
+    data = DataLoader(TensorDataset(images.to(torch.float64 if "64" in precision else torch.bfloat16), labels), 8)
+    options = {"precision": precision, "data": data, "max_epochs": 1, "callbacks": [ModelCheckpoint(tmp_path)]}
+    trainer, _ = fit(tmp_path, search=search, **options)
+    _, callback = fit(
+        tmp_path, search=search, checkpoint=trainer.checkpoint_callback.best_model_path,
+        **{**options, "max_epochs": 3, "callbacks": [ModelCheckpoint(tmp_path)]},
+    )  # fmt: skip
+    assert steps_of(callback) == [0, 6, 12]
+
+
 def test_nothing_emerges(tmp_path, caplog):
     model = Automatic()
     with caplog.at_level(logging.WARNING):
@@ -230,6 +274,9 @@ def test_sharded():
     callback = make_callback()
     trainer = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[callback])
     with pytest.raises(SearchError, match="FSDPStrategy shards the model"):
+        callback.setup(trainer, Automatic(), "fit")
+    trainer.strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # a DDPStrategy too; its package is not needed here
+    with pytest.raises(SearchError, match="DeepSpeedStrategy shards the model"):
         callback.setup(trainer, Automatic(), "fit")
 
 

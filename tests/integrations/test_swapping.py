@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, RMSprop
+from torch.optim import LBFGS, SGD, AdamW, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Adafactor
 
@@ -102,6 +102,45 @@ def test_state_of_another_shape_starts_afresh():
     assert not optimizer.state
     train(model, optimizer, [3])
     assert {state["step"] for state in optimizer.state.values()} == {1}
+
+
+def test_all_of_lbfgs_starts_afresh():
+    model, bystander = make_network(), nn.Linear(3, 2)  # whose weight holds the state
+    optimizer = LBFGS([*bystander.parameters(), *model.parameters()], lr=0.01, max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_on(model, make_batch(0)) + bystander(torch.ones(3)).square().sum()
+        loss.backward()
+        return loss
+
+    with TicketSearch(model, units=UNITS).attach(optimizer) as search:
+        optimizer.step(closure)
+        search.update()
+    compact_in_place(model, search.draw(force=True), [optimizer])
+    assert not optimizer.state
+    before = model.head.weight.detach().clone()
+    optimizer.step(closure)
+    assert not torch.equal(before, model.head.weight)
+
+
+class Bytes(torch.Tensor):
+    """A state that says that it is floating-point, and of its parameter's shape, but cannot be cut."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.mul_, torch.Tensor.index_select, torch.index_select):
+            raise NotImplementedError
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_state_in_tensors_of_another_class_starts_afresh():
+    model, optimizer, ticket = trained()
+    for state in optimizer.state.values():
+        state["exp_avg"] = state["exp_avg"].as_subclass(Bytes)
+    compact_in_place(model, ticket, [optimizer])
+    assert not optimizer.state
+    train(model, optimizer, [3])
 
 
 def test_other_parameters_are_left_alone():

@@ -174,6 +174,24 @@ def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
         assert torch.equal(stored.state_dict()[name], tensor), name
 
 
+def test_a_schedule_that_watches_a_metric_starts_over(tmp_path):
+    seen = []
+
+    def score(_):  # lower, and better from there
+        seen.append(1)
+        return {"score": 0.01 * len(seen) + 0.5 * (not callback.compacted)}
+
+    trainer, callback = make_trainer(
+        tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": score},
+        eval_strategy="epoch", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="score",
+        lr_scheduler_kwargs={"patience": 1, "mode": "max"}, greater_is_better=True, num_train_epochs=6,
+    )  # fmt: skip
+    first = trainer.args.learning_rate
+    trainer.train()
+    assert callback.compacted
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {first}
+
+
 def test_the_best_model_is_one_of_those_after_the_last_cut(tmp_path):
     trainer, callback = make_trainer(
         tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": lambda _: {"score": 0.5}},

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 import earlyworm as ew
 from earlyworm.masks.taylor import first_order
@@ -103,6 +104,30 @@ def test_gates_in_several_optimizers(biases_first, scaled):
         return search.draw(force=True).scores["up"]
 
     assert torch.allclose(scores(apart=True), scores(apart=False), rtol=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_skipped_for_its_overflow_adds_nothing(fused):
+    """After `unscale_`, as with clipping, the scaler tells a fused optimizer of the overflow, and not of a scale."""
+
+    def scores(overflows):
+        model = network()
+        optimizer = AdamW(model.parameters(), lr=0.01, fused=fused)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+        search = ew.TicketSearch(model, units=ew.Units((NEURONS,), (NEURONS,)), score="taylor", emergence=LONG)
+        with search.attach(optimizer):
+            for i in [*([None] if overflows else []), 0, 1]:
+                x, y = batch(i or 0)
+                optimizer.zero_grad()
+                scaler.scale(cross_entropy(model(x), y) * (1e38 if i is None else 1)).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
+            search.update()
+        return search.draw(force=True).scores["up"]
+
+    assert torch.allclose(scores(overflows=True), scores(overflows=False), rtol=1e-4)
 
 
 def test_half_precision_does_not_underflow():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
@@ -147,6 +148,24 @@ def test_layers_that_share_a_position_bias_lose_heads_of_their_own(lost: dict[st
     tables = [name for name, _ in small.named_parameters() if "relative_attention_bias" in name]
     assert len(tables) == 2
     assert all(named_tensors(small)[name].shape == named_tensors(masked)[name].shape for name in tables)
+
+
+def test_a_position_bias_that_is_handed_on_with_the_mask_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in some versions of transformers: every layer but the first knows the mask from the bias alone."""
+    attend = transformers.models.t5.modeling_t5.T5Attention.forward
+
+    def with_the_mask(self: Any, hidden: Tensor, mask: Any = None, *, position_bias: Any = None, **more: Any) -> Any:
+        if position_bias is not None:
+            return attend(self, hidden, mask=None, position_bias=position_bias, **more)
+        output, bias, *rest = attend(self, hidden, mask=mask, **more)
+        return output, bias if mask is None else bias + mask, *rest
+
+    monkeypatch.setattr(transformers.models.t5.modeling_t5.T5Attention, "forward", with_the_mask)
+    model = build("t5", "eager")
+    masked, small = masked_and_cut(model, random_kept(find_transformer_units(model), 1))
+    inputs = FAMILIES["t5"].inputs()
+    for a, b in zip(outputs(masked, inputs), outputs(small, inputs), strict=True):
+        assert_close(a, b)
 
 
 def test_layers_that_read_a_shared_config_have_numbers_of_their_own() -> None:

@@ -200,6 +200,13 @@ def as_logs(check: Check) -> dict[str, float]:
     return {f"ticket/{name}": float(value) for name, value in numbers.items()}
 
 
+def start_over(scheduler: Any) -> None:
+    """Let a schedule that watches a metric begin anew: the smaller model has to beat itself, and not the dense one."""
+    scheduler = getattr(scheduler, "scheduler", scheduler)  # inside of accelerate's wrapper
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
+
+
 def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 

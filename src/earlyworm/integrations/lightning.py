@@ -17,7 +17,7 @@ from torch import nn
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.inputs import unwrap
 from earlyworm.integrations import MissingPackageError
-from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs
+from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs, start_over
 from earlyworm.search.history import Check
 
 __all__ = ["TicketCallback"]
@@ -118,9 +118,8 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
         self._leave()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Put the search into a checkpoint."""
-        if self.search is not None:
-            checkpoint[STATE] = self._export()
+        """Put the search into a checkpoint; None if it has not begun, as where a learning rate is looked for before."""
+        checkpoint[STATE] = None if self.search is None else self._export()
 
     def _go_on(self, trainer: Any) -> None:
         self._take(trainer.optimizers, trainer.strategy.model)
@@ -143,7 +142,8 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
             must: Whether there must be a search in it.
         """
         if STATE in checkpoint:
-            self._restore(checkpoint[STATE], self._part(pl_module))
+            if checkpoint[STATE] is not None:
+                self._restore(checkpoint[STATE], self._part(pl_module))
         elif must:
             raise SearchError(
                 "the checkpoint holds no search: it was saved without a TicketCallback, or with weights alone; load "
@@ -162,7 +162,7 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
         if twins != [self]:
             raise SearchError(f"{len(twins)} TicketCallbacks were added to the trainer: add one, and once")
         strategies = {cls.__name__ for cls in type(trainer.strategy).__mro__}
-        if not strategies & {"SingleDeviceStrategy", "DDPStrategy"}:
+        if not strategies & {"SingleDeviceStrategy", "DDPStrategy"} or "DeepSpeedStrategy" in strategies:
             raise SearchError(
                 f"{type(trainer.strategy).__name__} shards the model over processes, but every process must hold the "
                 "whole model: use strategy='ddp' for the search, and sharding for the smaller model"
@@ -179,6 +179,8 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
 
 def _forget_best(trainer: Any) -> None:
     """Let what watches a metric start over: the smaller model has to beat itself, and not the dense one."""
+    for config in trainer.lr_scheduler_configs:
+        start_over(config.scheduler)
     for callback in trainer.callbacks:
         classes = {cls.__name__ for cls in type(callback).__mro__}
         if "ModelCheckpoint" in classes and callback.monitor is not None:

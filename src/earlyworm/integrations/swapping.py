@@ -43,7 +43,10 @@ def compact_in_place(
     ticket.fitted(model)
     for optimizer in optimizers:
         own = [parameter for parameter in model.parameters() if parameter in optimizer.state]
-        if any(key_of_another_shape(optimizer.state[parameter], parameter) for parameter in own):
+        if isinstance(optimizer, torch.optim.LBFGS):  # which keeps everything with the first of its parameters
+            optimizer.state.clear()
+            optimizer._numel_cache = None
+        elif any(key_of_another_shape(optimizer.state[parameter], parameter) for parameter in own):
             for parameter in own:
                 del optimizer.state[parameter]
     compact_(model, ticket, optimizers)

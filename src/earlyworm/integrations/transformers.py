@@ -13,7 +13,7 @@ from earlyworm.errors import ConfigError, RunError, SearchError
 from earlyworm.files import pack, unpack, write_atomically
 from earlyworm.inputs import unwrap_optimizer
 from earlyworm.integrations import MissingPackageError
-from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs
+from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs, start_over
 from earlyworm.search.history import Check
 
 try:
@@ -126,7 +126,7 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
             if self.emerged:
                 self._go_on(state, control)
             elif self._cut > cut:
-                _forget_best(state)
+                self._forget_best(state)
         return control
 
     def on_train_end(
@@ -138,9 +138,14 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
     def _go_on(self, state: TrainerState, control: TrainerControl) -> None:
         self._take([unwrap_optimizer(self.trainer.optimizer)], self.trainer.model_wrapped)
         if self.compacted:
-            _forget_best(state)
+            self._forget_best(state)
         else:
             control.should_training_stop = True
+
+    def _forget_best(self, state: TrainerState) -> None:
+        """The best checkpoint so far is one of a larger model; it could not be loaded at the end."""
+        state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+        start_over(self.trainer.lr_scheduler)
 
     def _log(self, *checks: Check) -> None:
         control = self.trainer.control
@@ -174,8 +179,3 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
         except RunError as error:
             raise SearchError(f"{path} is damaged: resume from another checkpoint") from error
         self._restore(state, self.trainer.model)
-
-
-def _forget_best(state: TrainerState) -> None:
-    """The best checkpoint so far is one of a larger model; it could not be loaded at the end."""
-    state.best_metric = state.best_global_step = state.best_model_checkpoint = None

@@ -55,13 +55,14 @@ class TaylorScore:
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def observe(self, held: Iterable[str], scale: Tensor | None = None) -> None:
+    def observe(self, held: Iterable[str], scale: Tensor | None = None, overflow: Tensor | None = None) -> None:
         """Add the gradients of one step.
 
         Args:
             held: Names of the gates that the stepping optimizer holds. What others hold is added when they step: by
                 now its gradients may be truncated already, or not be unscaled yet.
             scale: What a gradient scaler has multiplied the gradients by and has not taken out yet.
+            overflow: Above 0 if they have overflowed, so that the step is going to be skipped; then nothing is added.
         """
         tensors = named_tensors(self.model)
         here = {id(tensors[name]) for name in held}
@@ -69,8 +70,10 @@ class TaylorScore:
             gates = [group.entries.tensor] if group.entries else [piece.tensor for piece in group.gates()]
             if any(id(tensors[name]) in here for name in gates):
                 change = first_order(tensors, group, here)
-                if scale is not None:  # such a step may also be one that is going to be skipped
-                    change = torch.nan_to_num(change / scale.to(change.device), 0, 0, 0)
+                if scale is not None:
+                    change = change / scale.to(change.device)
+                if overflow is not None:
+                    change = torch.where(overflow.to(change.device) > 0, 0.0, change)
                 if (total := self._sums.get(group.name)) is not None:
                     change += total.to(change.device)
                 self._sums[group.name] = change

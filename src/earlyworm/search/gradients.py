@@ -43,7 +43,8 @@ class GradientHook:
 
     Attributes:
         observers: Called before anything is done to the gradients of a step, with the names of the gates that the
-            optimizer holds, and the factor that a gradient scaler has left in their gradients, if any.
+            optimizer holds, and what a gradient scaler has told it, if any did: the factor that is left in their
+            gradients, and a number above 0 if the optimizer is to skip this step, since they have overflowed.
         steps: Steps that were seen; optimizers that step in turn count as one.
         truncations: Steps since the last check at which there was a gradient to truncate (the search counts from 0).
         seconds: Time that all of this took.
@@ -61,7 +62,7 @@ class GradientHook:
         self._entries = {group.entries.tensor for group in units.groups if group.entries is not None}
         self.gates = list(dict.fromkeys([*(piece.tensor for piece in slices if piece.gate), *sorted(self._entries)]))
         self.scales = {piece.tensor for piece in slices if piece.role == "scale"}
-        self.observers: list[Callable[[list[str], Tensor | None], None]] = []
+        self.observers: list[Callable[[list[str], Tensor | None, Tensor | None], None]] = []
         self._handles: list[RemovableHandle] = []
         self._needed: set[str] = set()  # gates whose gradients there will be something to do to
         self._held: dict[torch.optim.Optimizer, list[tuple[str, Tensor]]] = {}
@@ -229,7 +230,8 @@ class GradientHook:
         """Let others look, add the penalty, then truncate; in one fused operation each, but for single weights."""
         start = time.perf_counter()
         for observe in self.observers:
-            observe([name for name, _ in self._held[optimizer]], getattr(optimizer, "grad_scale", None))
+            held = [name for name, _ in self._held[optimizer]]
+            observe(held, getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
         if self.penalty:
             scales = [p for name, p in self._held[optimizer] if name in self.scales and p.grad is not None]
             if scales:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import TicketError, first_line
-from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
+from earlyworm.inputs import ExampleInputs, agree, fitting, probe, unwrap
 from earlyworm.masks.mask import Mask
 from earlyworm.tickets.ticket import Ticket
 from earlyworm.units.groups import UnitGroup, gate_masks
@@ -168,7 +168,7 @@ def _hold_the_rest(
 
 def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs: ExampleInputs) -> None:
     """Make sure that the smaller model computes what the masked one computes."""
-    (masked, trial), inputs = comparable_copies(example_inputs, model, small)
+    (masked, trial), inputs = comparable_copies(fitting(example_inputs, model), model, small)
     mask_units_(masked, ticket.units.groups, ticket.mask.kept)
     try:
         expected = probe(masked, inputs)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, agree, probe, unwrap
+from earlyworm.inputs import ExampleInputs, agree, fitting, probe, unwrap
 from earlyworm.units.groups import UnitGroup, Units, make_slice
 from earlyworm.units.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.units.tracing import trace_channels
@@ -41,7 +41,7 @@ def find_channels(
     Args:
         model: Any module.
         example_inputs: What its forward takes: a tensor, a sequence of arguments, or a mapping of keyword arguments,
-            on the model's device; a batch of one is enough.
+            on any device; a batch of one is enough.
         coupling: `"coupled"`: channels that meet in a sum, a concatenation, or a depthwise or grouped convolution
             are one unit. `"independent"`: every batch norm's channels are units for themselves, as in the papers; a
             channel can then be cut out only where all the batch norms that share it agree.
@@ -61,12 +61,14 @@ def find_channels(
     if not any(True for _ in model.parameters()):
         raise UnitsError(f"{type(model).__name__} has no parameters: there is nothing to prune")
 
+    inputs = fitting(example_inputs, model)
+
     def work() -> tuple[tuple[UnitGroup, ...], tuple[UnitGroup, ...], dict[str, str]]:
-        found, skipped = trace_channels(copy_model(model).requires_grad_(True), example_inputs)
-        (scratch,), inputs = comparable_copies(example_inputs, model)
-        exact = removable = _exact(scratch, inputs, found, skipped)
+        found, skipped = trace_channels(copy_model(model).requires_grad_(True), inputs)
+        (scratch,), some = comparable_copies(inputs, model)
+        exact = removable = _exact(scratch, some, found, skipped)
         if coupling == "independent":
-            removable = _exact(scratch, inputs, list(_gated_by_norms(exact)), {})
+            removable = _exact(scratch, some, list(_gated_by_norms(exact)), {})
         return exact, removable, skipped
 
     exact, removable, skipped = _within(time_limit, work)

@@ -122,6 +122,8 @@ class NarrowBiasedAttention(nn.Module):
         output, own, *rest = base.forward(*args, position_bias=own, past_key_values=past_key_values, **more)
         if position_bias is None and self.has_relative_attention_bias:
             position_bias = base.compute_bias(*own.shape[2:], device=own.device, past_seen_tokens=seen)
+            # In some versions of transformers what is handed on holds the mask too, which is the same for all heads.
+            position_bias = position_bias + (own[:, :1] - position_bias.index_select(1, self.own_heads[:1]))
         elif position_bias is None:  # zeros for each of the own heads
             position_bias = own[:, :1].expand(-1, self.all_heads, -1, -1)
         return output, position_bias, *rest

@@ -144,11 +144,13 @@ def remove_units_(
 def key_of_another_shape(state: Mapping[str, Any], parameter: Tensor) -> str | None:
     """The first entry of an optimizer's state of `parameter` that cannot be cut as the parameter is, if there is one.
 
-    Single numbers need not be cut, and floating-point tensors of the parameter's shape can be.
+    Single numbers need not be cut, and plain floating-point tensors of the parameter's shape can be; those that only
+    seem to be such, as torchao's of eight bits, cannot.
     """
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():
-            if value.shape != parameter.shape or not value.is_floating_point():
+            plain = type(value) in (Tensor, nn.Parameter)
+            if not plain or value.shape != parameter.shape or not value.is_floating_point():
                 return key
         elif isinstance(value, (list, tuple, dict)):
             return key
