@@ -119,6 +119,20 @@ def test_five_seeds_are_a_verdict():
     assert found == "worm ends more accurate than early-bird"
 
 
+def test_of_many_methods_one_seems_better_by_chance():
+    labels = [f"worm:lr={number}" for number in range(10)]
+    runs = [outcome_of(made_up("early-bird", seed, final=0.9)) for seed in range(5)]
+    runs += [
+        outcome_of(made_up("worm", seed, final=0.9 + 0.01 * (label == labels[3])), label)
+        for label in labels
+        for seed in range(5)
+    ]
+    comparison = comparison_of(*runs)
+    found = verdict_of(views_of(comparison)[comparison.settings[0]]).headline
+    headline = "worm:lr=3 ends more accurate than early-bird: of 10, 9 are within noise"
+    assert found == f"{headline} (of so many, some seem so by chance)"
+
+
 def test_one_seed_is_no_verdict():
     comparison = comparison_of(made_up("early-bird"), made_up("worm", final=0.99))
     verdict = verdict_of(views_of(comparison)[comparison.settings[0]])

@@ -9,6 +9,8 @@ from earlyworm.comparisons.statistics import FEWEST_PAIRS, Paired
 from earlyworm.reporting.comparison_view import View
 from earlyworm.reporting.formats import points
 
+_BY_CHANCE = 0.05  # of methods that do not differ, this share has an interval without zero in it
+
 
 class Verdict(NamedTuple):
     """What the final accuracies of one setting say: one line, and the sentences behind it."""
@@ -42,6 +44,8 @@ def verdict_of(view: View) -> Verdict:
     told = f"By how many points each method's final accuracy differs, and for what share of {view.baseline}'s FLOPs:"
     fewest = min((finals[method].pairs for method in sure), default=FEWEST_PAIRS)
     doubt = f" ({fewest} seeds: too few to be sure)" if fewest < FEWEST_PAIRS else ""
+    if not doubt and 0 < len(better) <= 2 * _BY_CHANCE * len(sure):
+        doubt = " (of so many, some seem so by chance)"
     return Verdict(_headline(view.baseline, better, same, worse) + doubt, [told, *found] if found else [])
 
 
