@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from comparisons import DENSE, FLOPS_PER_EPOCH, comparison_of, made_up, undone
 from earlyworm.comparisons.comparison import Setting
@@ -157,6 +158,21 @@ def test_intervals_leave_out_the_truth_once_in_twenty_times(pairs):
         low, high = ratio_interval(3 * ours, theirs)
         wrong["ratio"] += not low <= 3 <= high
     assert all(0.02 <= number / repeats <= 0.08 for number in wrong.values()), wrong
+
+
+def test_the_bootstrap_of_five_pairs_leaves_it_out_far_more_often():
+    numbers, wrong = np.random.default_rng(5), 0
+    for _ in range(300):
+        pairs = (numbers.normal(0, 1, 5),)
+        low, high = stats.bootstrap(pairs, np.mean, n_resamples=999, method="BCa", rng=numbers).confidence_interval
+        wrong += not low <= 0 <= high
+    assert 0.12 <= wrong / 300 <= 0.2  # about once in six times
+
+
+def test_a_share_of_dense_training_is_told_only_where_budgets_of_flops_differ():
+    flops = dataclasses.replace(made_up("worm"), config=dataclasses.replace(made_up("worm").config, match="flops"))
+    assert read(flops)["relative_flops"] is None
+    assert read(made_up("worm"))["relative_flops"] is not None
 
 
 def test_only_seeds_of_both_are_paired():

@@ -103,10 +103,7 @@ QUANTITIES = (
     Quantity("accuracy_final", "fraction", "higher", lambda result: result.accuracy.final),
     Quantity("total_flops", "FLOPs", "lower", _total(lambda result: result.total.train_flops)),
     Quantity("total_seconds", "s", "lower", _total(lambda result: result.total.seconds)),
-    Quantity(
-        "relative_flops", "ratio", "lower",
-        _total(_relative_flops),
-    ),
+    Quantity("relative_flops", "ratio", "lower", _total(_relative_flops)),
     Quantity("parameters", "number", "lower", _ticket(lambda ticket: ticket.parameters)),
     Quantity("macs", "number", "lower", _ticket(lambda ticket: ticket.macs)),
     Quantity(

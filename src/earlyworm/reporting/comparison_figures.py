@@ -47,12 +47,9 @@ def decision_figure(view: View) -> go.Figure:
         figure.add_hrect(y0=base[0], y1=base[1], fillcolor=RULE, opacity=0.5, line_width=0, layer="below")
     accuracies = {"title": {"text": "final accuracy"}, "tickformat": ".1~%", "range": _accuracy_range(view)}
     return figure.update_layout(
-        xaxis={**FLOPS, "rangemode": "tozero"},
-        yaxis=accuracies,
-        hovermode="closest",
-        height=480,
+        xaxis={**FLOPS, "rangemode": "tozero"}, yaxis=accuracies, hovermode="closest", height=480,
         meta={"labels": "nearby"},
-    )
+    )  # fmt: skip
 
 
 def _accuracy_range(view: View) -> list[float] | None:

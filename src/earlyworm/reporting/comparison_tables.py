@@ -113,7 +113,8 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def _columns(comparison: Comparison) -> list[_Column]:
     base = comparison.baseline
-    columns = [
+    flops = _Column("FLOPs", lambda row: _share(row.of["relative_flops"].mean))
+    return [
         _Column("method", lambda row: row.method),
         _Column("drawn at\nepoch", _drawn),
         _Column("FLOPs\nuntil then", lambda row: _mean(row, "emergence_flops", si), terminal=False),
@@ -124,12 +125,11 @@ def _columns(comparison: Comparison) -> list[_Column]:
         _Column("after\n3 epochs", lambda row: _accuracy(row, "accuracy_recovery_3"), terminal=False),
         _Column("accuracy\nfinal", lambda row: _accuracy(row, "accuracy_final")),
         _Column(f"final against\n{base}", lambda row: _gain(row.of["accuracy_final"])),
-        _Column("FLOPs", lambda row: _share(row.of["relative_flops"].mean)),
+        *([flops] if comparison.match == "epochs" else []),  # else all spend the same
         _Column("time", lambda row: spread(row.of["total_seconds"].mean, None, seconds)),
         _Column("MACs", lambda row: _share(row.of["relative_macs"].mean)),
         _Column("latency", lambda row: _mean(row, "latency_seconds", seconds), terminal=False),
     ]
-    return [column for column in columns if comparison.match == "epochs" or column.heading != "FLOPs"]
 
 
 def _rows(comparison: Comparison) -> dict[Setting, list[_Row]]:
