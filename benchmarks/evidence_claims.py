@@ -56,7 +56,7 @@ class Judged:
     @property
     def values(self) -> tuple[object, ...]:
         """What was judged; where two comparisons have runs in common, it is the same."""
-        return self.claim, *self.ours.values.items(), *self.theirs.values.items()
+        return self.claim, self.ours.setting.ratio, *self.ours.values.items(), *self.theirs.values.items()
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Rival:
     @property
     def values(self) -> tuple[object, ...]:
         """What was compared; where two comparisons have runs in common, it is the same."""
-        return self.final.paired, *self.final.values.items()
+        return self.final.setting.ratio, self.final.paired, *self.final.values.items()
 
 
 class Mean(NamedTuple):

@@ -209,7 +209,7 @@ def _reached(found: Sequence[Variant]) -> list[str]:
 
     def counted(words: str, holds: Reached) -> str:
         # Where two comparisons have runs in common, these count once.
-        known = dict(reached for variant in found if (reached := holds(variant)) is not None)
+        known = {(v.setting.ratio, reached[0]): reached[1] for v in found if (reached := holds(v)) is not None}
         return f"{words}: in {sum(known.values())} of {len(known)}."
 
     def cost(rival: str, name: str, bound: float) -> Reached:
@@ -233,7 +233,11 @@ def _reached(found: Sequence[Variant]) -> list[str]:
 
     def standing(rival: str, match: str) -> Iterator[str]:
         some = [v.against(rival, "accuracy_final") for v in found if v.comparison.match == match]
-        told = {s.paired: STANDINGS[judge(s.paired, lower_is_better=False)] for s in some if s is not None}
+        told = {
+            (s.setting.ratio, s.paired): STANDINGS[judge(s.paired, lower_is_better=False)]
+            for s in some
+            if s is not None
+        }
         if told:
             name = rival if rival == QUICK else f"`{rival}`"
             yield f"Final accuracy with as many {_BUDGETS[match]} as {name}: {standings_counted(told.values())}."

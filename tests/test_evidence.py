@@ -461,6 +461,15 @@ def table_with(text: str, column: str) -> list[dict[str, str]]:
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
+def test_the_same_runs_count_once_and_the_same_values_at_another_ratio_do_not():
+    def compared(*ratios):
+        methods = ("early-bird", "worm")
+        return comparison_of(*(made_up(m, s, ratio=r, epoch=4.0) for r in ratios for m in methods for s in SEEDS))
+
+    assert "both are equal in 1" in claims_summary([stored("a", compared(0.5)), stored("b", compared(0.5))])
+    assert "both are equal in 2" in claims_summary([stored("a", compared(0.3, 0.5))])
+
+
 def test_what_fade_changes_is_summed_up():
     text = fade_summary([stored("four", WITH_FADE), stored("without", COMPARISON)])
     assert "| [four](#four) | `fade` | **holds** | **holds** | **holds** |" in text
