@@ -129,7 +129,7 @@ class RunConfig:
     """Pruning ratio of heads, where it is not that of the other units."""
     min_units: float | None = None
     """How many units of every layer a mask must keep: a number, or a fraction of the layer, in (0, 1); None: a fifth of
-    the share that stays of all, and of weights 1; in the papers 1."""
+    the share that stays of all, mostly a twentieth at least, and of weights 1; in the papers 1."""
     window: int = 5
     """How many of the latest masks are compared, at least 2; for text 3."""
     span: float | None = None

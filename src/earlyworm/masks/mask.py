@@ -119,7 +119,8 @@ def make_mask(
             copied.
         pruning_ratio: Fraction of all units to remove, in [0, 1), or one such number per kind.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
-            None: a fifth of the share that stays of all units; one of single weights.
+            None: a fifth of the share that stays of all units, at least a twentieth, or half of that share if that is
+            less; one of single weights.
         kinds: The kind of units per group name; groups that are not named are of one kind.
 
     Returns:

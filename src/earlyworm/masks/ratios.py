@@ -11,10 +11,12 @@ Ratio = float | Mapping[str, float]
 """The fraction of units to remove, in [0, 1): one number for every kind of units, or one per kind."""
 
 USUAL_PART = 0.2
-"""Of the share of units that stay over all groups, how much stays of every group where `min_units` is None.
+USUAL_FLOOR = 0.05
+"""How much stays of every group where `min_units` is None: `USUAL_PART` of the share of units that stay over all groups
+and `USUAL_FLOOR` of the group at least, but of the latter at most half of that share.
 
 A global mask may leave a layer with next to nothing, from which retraining does not recover, least of all that of a
-pretrained network; see the comparison min_units_transfer in docs/results.md.
+pretrained network; see the comparisons min_units and min_units_transfer in docs/results.md.
 """
 
 
@@ -61,8 +63,8 @@ def fewest_per_group(
         sizes: As for `removed_per_kind`.
         pruning_ratio: Likewise.
         min_units: A number, at least 1, or a fraction of the group, in (0, 1), which is rounded up; None: a fifth of
-            the share that stays of all units of the kind, or less where the ratio is not possible otherwise; 1 where
-            they are single weights.
+            the share that stays of all units of the kind, at least a twentieth, or half of that share if it is less;
+            fewer where the ratio is not possible otherwise; 1 where they are single weights.
         kinds: As for `removed_per_kind`.
 
     Raises:
@@ -74,7 +76,8 @@ def fewest_per_group(
     names = _names_per_kind(sizes, kinds)
     fewest: dict[str, int] = {}
     for kind, ratio in ratio_per_kind(pruning_ratio, [*names]).items():
-        total, part = sum(sizes[name] for name in names[kind]), USUAL_PART * (1 - ratio)
+        total, share = sum(sizes[name] for name in names[kind]), 1 - ratio
+        part = max(USUAL_PART * share, min(USUAL_FLOOR, share / 2))
         found = {name: 1 if kind == "weights" else fewest_units(part, sizes[name]) for name in names[kind]}
         while sum(found.values()) > max(len(found), total - _count_removed(ratio, total)):
             part /= 2  # many groups of a unit or two, which are rounded up

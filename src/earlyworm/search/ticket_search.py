@@ -49,7 +49,8 @@ class TicketSearch:
             gradients, so that its first mask is that of the first `update`.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1);
             retraining may not mend a layer of one unit. None: a fifth of the share that stays of all units of the
-            kind, so at pruning ratio 0.5 a tenth of every group; 1 of single weights. The papers' rule is 1.
+            kind, so at pruning ratio 0.5 a tenth of every group, and from 0.75 on a twentieth, or half of that share if
+            it is less; 1 of single weights. The papers' rule is 1.
         steps_per_epoch: Optimizer steps per epoch, at least 1; only for a half-life of `Fade` that is given in epochs.
         shrink: Cut units out of the model while it is searched, once they were static at every check of a whole window:
             as if they were zeroed then and held at zero, but every following step is cheaper. Parameters stay the

@@ -29,7 +29,8 @@ def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float | Non
         ratio: Fraction of the units of each kind to remove, in [0, 1), or one such number per kind.
         seed: Of the random numbers; on every machine the same seed gives the same mask.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
-            None: a fifth of the share that stays of all units; one of single weights.
+            None: a fifth of the share that stays of all units, at least a twentieth, or half of that share if that is
+            less; one of single weights.
 
     Returns:
         The mask.
@@ -61,7 +62,8 @@ def uniform_mask(units: Units, ratio: Ratio, *, min_units: float | None = None) 
         ratio: Fraction of every group to remove, in [0, 1), or one such number per kind; what stays is rounded to
             the nearest number of units.
         min_units: How many units of every group stay: a number, at least 1, or a fraction of the group, in (0, 1).
-            None: a fifth of the share that stays of all units; one of single weights.
+            None: a fifth of the share that stays of all units, at least a twentieth, or half of that share if that is
+            less; one of single weights.
 
     Returns:
         The mask.
