@@ -106,6 +106,26 @@ def test_gates_in_several_optimizers(biases_first, scaled):
     assert torch.allclose(scores(apart=True), scores(apart=False), rtol=1e-4)
 
 
+def test_groups_have_the_order_of_the_units_in_whatever_order_optimizers_step(tmp_path):
+    model = make_network()
+    parts = [list(layer.parameters()) for layer in model.children()]
+    optimizers = [SGD(part, lr=0.1) for part in reversed(parts) if part]
+    search = ew.TicketSearch(model, units=UNITS, score="taylor", emergence=LONG, truncation=ew.Constant(0))
+    with search.attach(*optimizers):
+        for order in (1, -1):
+            loss_on(model, make_batch(0)).backward()
+            for optimizer in optimizers[::order]:
+                optimizer.step()
+            search.update()
+            assert list(search.mask.sizes.items()) == list(search.units.sizes.items())
+    ticket = search.draw(force=True)
+    ticket.save(tmp_path / "ticket.safetensors")
+    loaded = ew.Ticket.load(tmp_path / "ticket.safetensors")
+    assert {name: kept.tolist() for name, kept in loaded.mask.kept.items()} == {
+        name: kept.tolist() for name, kept in ticket.mask.kept.items()
+    }
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_is_skipped_for_its_overflow_adds_nothing(fused):
     """After `unscale_`, as with clipping, the scaler tells a fused optimizer of the overflow, and not of a scale."""

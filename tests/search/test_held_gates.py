@@ -45,6 +45,36 @@ def test_two_optimizers_that_hold_the_same_parameters_and_take_turns():
             assert_multiplied(model, reference, expected)
 
 
+class Wrapping(torch.optim.Optimizer):
+    """Has another optimizer do its work, as SAM does."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner, self.param_groups = inner, inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step()
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_an_optimizer_inside_of_another_acts_once(both):
+    model, reference = make_network(), make_network()
+    outer = Wrapping(SGD(model.parameters(), lr=LR))
+    search = search_on(model, Constant(chi=0.25))
+    with search.attach(outer, *([outer.inner] if both else [])):
+        expected = factors(model, search.mask, 0.25)
+        for m, optimizer in ((model, outer), (reference, SGD(reference.parameters(), lr=LR))):
+            loss_on(m, make_batch(0)).backward()
+            optimizer.step()
+        assert_multiplied(model, reference, expected)
+        assert search.steps == 1
+        if both:
+            before = {name: gradient.clone() for name, gradient in gradients(model).items()}
+            outer.inner.step()  # a step of its own
+            for name, gradient in gradients(model).items():
+                assert torch.equal(gradient, before[name] * expected[name]), name
+
+
 def test_one_of_two_optimizers_steps_more_often():
     model = make_network()
     first, second = (SGD(group["params"], lr=1e-3) for group in groups_of(model))

@@ -2,6 +2,7 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -384,6 +385,7 @@ def test_flops_of_a_step():
         ({"pruning_ratio": -0.1}, ew.ConfigError, "pruning_ratio is -0.1"),
         ({"pruning_ratio": "0.5"}, ew.ConfigError, "pruning_ratio is '0.5'"),
         ({"pruning_ratio": 0.95}, ew.ConfigError, r"at most 0\.800 is possible"),
+        ({"pruning_ratio": 0.01}, ew.ConfigError, r"0\.01 removes none of \d+ channels: 0\.\d+ removes one"),
         ({"pruning_ratio": 0.5, "min_units": 3}, ew.ConfigError, r"at least 3 of each .* at most 0\.400 is possible"),
         ({"min_units": 0}, ew.ConfigError, "min_units is 0"),
         ({"sparsity_penalty": -1e-4}, ew.ConfigError, "sparsity_penalty is -0.0001"),
@@ -400,6 +402,31 @@ def test_flops_of_a_step():
 def test_bad_values(options, error, message):
     with pytest.raises(error, match=message):
         ew.TicketSearch(make_network(), **{"units": UNITS, **options})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("score", ["auto", "taylor"])
+def test_another_default_dtype(dtype, score):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = make_network()
+        search = ew.TicketSearch(model, units=UNITS, score=score)
+        with search.attach(SGD(model.parameters(), lr=0.1)):
+            model(torch.randn(4, 3, 8, 8)).sum().backward()
+            search._hook.optimizers[0].step()
+            search.update()
+        ticket = search.draw(force=True)
+        ew.compact(model, ticket, round_to=2)(torch.randn(4, 3, 8, 8))
+        assert {score.dtype for score in ticket.scores.values()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_ratio_of_another_kind_of_number():
+    search = ew.TicketSearch(make_network(), units=UNITS, pruning_ratio=np.float32(0.25))
+    assert search.pruning_ratio == 0.25
+    assert type(search.pruning_ratio) is float
 
 
 def test_penalty_on_a_network_without_scales():
@@ -448,7 +475,36 @@ def test_a_schedule_that_gives_an_impossible_chi_is_refused(chi):
         search.attach(SGD(model.parameters(), lr=0.1))
 
 
-@pytest.mark.parametrize("truncation", [ew.Worm, "worm"])
+def test_a_schedule_that_fails_leaves_the_search_as_it_was():
+    class Failing(ew.Constant):
+        fails = False
+
+        def chi_after(self, distances):
+            if self.fails:
+                raise RuntimeError("not now")
+            return 1.0
+
+    model, schedule = make_network(), Failing()
+    optimizer = SGD(model.parameters(), lr=0.0001)
+    search = ew.TicketSearch(model, units=UNITS, truncation=schedule, emergence=ew.Emergence(2, 1.0))
+    with search.attach(optimizer):
+        plain(model, optimizer, 0)
+        object.__setattr__(schedule, "fails", True)
+        with pytest.raises(RuntimeError, match="not now"):
+            search.update()
+        assert not search.emerged
+        assert len(search.history) == len(search._window.masks) == 1
+        object.__setattr__(schedule, "fails", False)
+        plain(model, optimizer, 1)
+        assert search.update()
+
+
+class WithoutStatic:
+    def chi_after(self, distances):
+        return 0.5
+
+
+@pytest.mark.parametrize("truncation", [ew.Worm, "worm", WithoutStatic()])
 def test_what_is_no_schedule_is_refused_at_once(truncation):
     with pytest.raises(ew.ConfigError, match=r"such as ew\.Worm\(\)"):
         ew.TicketSearch(make_network(), units=UNITS, truncation=truncation)

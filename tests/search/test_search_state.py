@@ -115,6 +115,20 @@ def test_loading_takes_the_place_of_what_was_there():
     assert again == state
 
 
+def test_a_state_from_before_the_first_check_ends_truncation():
+    model = make_network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    search = ew.TicketSearch(model, units=UNITS, score="taylor", truncation=ew.Constant(0.0))
+    empty = search.state_dict()
+    with search.attach(optimizer):
+        for i in range(2):
+            plain(model, optimizer, i)
+            search.update()
+        assert search._hook.truncating
+        search.load_state_dict(empty)
+        assert not search._hook.truncating
+
+
 def test_a_state_is_a_copy(uninterrupted):
     _, _, search = uninterrupted
     state = search.state_dict()

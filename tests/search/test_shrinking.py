@@ -569,6 +569,19 @@ def test_a_parameter_that_no_optimizer_holds():
     search.attach(sgd(model)).detach()
 
 
+def test_an_optimizer_inside_of_another_has_to_be_attached_too():
+    class Wrapping(SGD):
+        def __init__(self, inner):
+            super().__init__(inner.param_groups, lr=0.1)
+            self.inner = inner
+
+    model, search = residual(0)
+    outer = Wrapping(sgd(model))
+    with pytest.raises(ew.SearchError, match=r"Wrapping has a SGD do its work, .*: attach both"):
+        search.attach(outer)
+    search.attach(outer, outer.inner).detach()
+
+
 def test_what_exchanges_gradients_is_refused_by_callbacks(tmp_path):
     callback = SearchCallback("stop", 1, {"units": UNITS, "truncation": HALF, "shrink": True})
     model = make_network()
@@ -579,6 +592,8 @@ def test_what_exchanges_gradients_is_refused_by_callbacks(tmp_path):
     try:
         with pytest.raises(ew.SearchError, match=r"shrink=True, but DistributedDataParallel .*: leave it out"):
             callback._attach([sgd(model)], nn.parallel.DistributedDataParallel(model))
+        with pytest.raises(ew.ConfigError, match=r"shrink=True, but DistributedDataParallel .*: leave one out"):
+            ew.TicketSearch(nn.parallel.DistributedDataParallel(model), units=UNITS, truncation=HALF, shrink=True)
     finally:
         torch.distributed.destroy_process_group()
     assert callback._attach([sgd(model)], model) == callback.history

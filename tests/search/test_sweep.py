@@ -134,6 +134,15 @@ def test_impossible_ratios_and_states():
         sweep.load_state_dict(sweep_of(network(), ratios=(0.25, 0.5)).state_dict())
 
 
+def test_a_second_attachment_is_refused_and_leaves_the_first():
+    model = network()
+    sweep, optimizer = sweep_of(model), torch.optim.SGD(model.parameters(), lr=0.1)
+    with sweep.attach(optimizer):
+        with pytest.raises(SearchError, match="the sweep is attached already: detach it first"):
+            sweep.attach(optimizer)
+        assert all(search.attached for search in sweep.searches.values())
+
+
 def test_nothing_stays_attached_after_an_error():
     sweep = sweep_of(network(), truncation=ew.Worm())
     with pytest.raises(SearchError):

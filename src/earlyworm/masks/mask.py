@@ -250,15 +250,23 @@ def _same_units(a: Mask, b: Mask) -> bool:
 
 
 class MaskWindow:
-    """The latest masks, oldest first; forgets the oldest when a new one comes to a full window."""
+    """The latest masks, oldest first; forgets the oldest when a new one comes to a full window.
+
+    Args:
+        size: How many it remembers, at least 2.
+    """
 
     def __init__(self, size: int) -> None:
+        self._size = size
         self.masks: deque[Mask] = deque(maxlen=size)
 
-    def push(self, mask: Mask) -> tuple[float, ...]:
-        """Remember `mask`; return its distance to each of the older masks, oldest first."""
+    def distances(self, mask: Mask) -> tuple[float, ...]:
+        """The distance of `mask` to each of those that it will be compared with once it is pushed, oldest first."""
+        return tuple(mask_distance(mask, older) for older in [*self.masks][1 - self._size :])
+
+    def push(self, mask: Mask) -> None:
+        """Remember `mask`."""
         self.masks.append(mask)
-        return tuple(mask_distance(mask, older) for older in list(self.masks)[:-1])
 
     @property
     def newest(self) -> Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 from earlyworm.errors import ConfigError
 
@@ -54,6 +55,26 @@ def removed_per_kind(
     return removed
 
 
+def check_ratio(
+    sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float | None, kinds: Mapping[str, str]
+) -> None:
+    """Make sure that a ratio can be had, and removes a unit of every kind unless it is 0.
+
+    Args: as for `removed_per_kind`.
+
+    Raises:
+        ConfigError: If not.
+    """
+    removed = removed_per_kind(sizes, pruning_ratio, min_units=min_units, kinds=kinds)
+    for kind, ratio in ratio_per_kind(pruning_ratio, [*removed]).items():
+        if ratio > 0 and not removed[kind]:
+            total = sum(size for name, size in sizes.items() if kinds.get(name, "units") == kind)
+            raise ConfigError(
+                f"pruning_ratio {ratio} removes none of {total} {kind}: {math.ceil(1000 / total) / 1000:.3f} removes "
+                "one, and 0 says that none is to go"
+            )
+
+
 def fewest_per_group(
     sizes: Mapping[str, int], pruning_ratio: Ratio, *, min_units: float | None, kinds: Mapping[str, str]
 ) -> dict[str, int]:
@@ -99,9 +120,16 @@ def ratio_per_kind(ratio: Ratio, kinds: list[str]) -> dict[str, float]:
     for kind, value in ratios.items():
         if kind not in kinds:
             raise ConfigError(f"pruning_ratio has an entry for {kind!r}, but the units are {', '.join(kinds)}")
-        if not isinstance(value, int | float) or not 0 <= value < 1:
+        if not isinstance(value, Real) or not 0 <= value < 1:
             raise ConfigError(f"pruning_ratio is {value!r}, but must be in [0, 1); it is the fraction removed")
     return ratios
+
+
+def plain_ratio(ratio: Ratio) -> Ratio:
+    """The same ratio, or ratios per kind, in Python's own numbers, as they are stored; what is none stays as it is."""
+    if isinstance(ratio, Mapping):
+        return {kind: float(value) if isinstance(value, Real) else value for kind, value in ratio.items()}
+    return float(ratio) if isinstance(ratio, Real) else ratio
 
 
 def check_min_units(min_units: float) -> None:

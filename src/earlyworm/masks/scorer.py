@@ -58,7 +58,7 @@ class Scorer:
         newest = {group.name: scores[group.name].cpu() for group in self.units.groups if group.entries is None}
         if self._left is not None:
             for name, there in self._left.kept.items():
-                newest[name] = torch.zeros(len(there)).masked_scatter(there, newest[name])
+                newest[name] = torch.zeros(len(there), dtype=torch.float32).masked_scatter(there, newest[name])
         if sums == self._sums and all(torch.equal(score, self.newest[name]) for name, score in newest.items()):
             raise SearchError(
                 "no score has changed since the last check: equal masks would look like emergence; are the parameters "

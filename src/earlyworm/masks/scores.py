@@ -188,7 +188,7 @@ def mean_per_unit(
     Raises:
         UnitsError: If a unit is in none of the slices.
     """
-    total, count = torch.zeros(group.size), torch.zeros(group.size)
+    total, count = (torch.zeros(group.size, dtype=torch.float32) for _ in range(2))
     for piece in pieces:
         value, numbers = values(piece)
         total, count = total.to(value.device), count.to(value.device)

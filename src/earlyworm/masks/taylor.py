@@ -34,7 +34,7 @@ def first_order(tensors: dict[str, Tensor], group: UnitGroup, held: Collection[i
         weight = tensor_of(piece, tensors)
         positions, numbers = weight.shape[piece.dim], weight.numel() // weight.shape[piece.dim]
         if weight.grad is None or (held is not None and id(weight) not in held):
-            return torch.zeros(positions, device=weight.device), numbers
+            return torch.zeros(positions, dtype=torch.float32, device=weight.device), numbers
         change = (weight.detach().float() * weight.grad.float()).abs()
         return change.movedim(piece.dim, 0).reshape(positions, -1).sum(1), numbers
 
@@ -79,7 +79,7 @@ class TaylorScore:
                 self._sums[group.name] = change
 
     def take(self) -> dict[str, Tensor]:
-        """The scores since the last call, per group name; then start anew.
+        """The scores since the last call, per group name in the order of the groups; then start anew.
 
         Raises:
             SearchError: If a group has seen no gradient.
@@ -90,7 +90,9 @@ class TaylorScore:
                     f"no gradient of {group.name!r} was seen since the last check: the Taylor score needs one; are "
                     "its parameters frozen, or is no loss computed from them?"
                 )
-        sums, self._sums = self._sums, {}
+        # Optimizers step in any order; the groups of a mask have that of the units.
+        sums = {group.name: self._sums[group.name] for group in self.units.groups}
+        self._sums = {}
         return sums
 
     def state_dict(self) -> dict[str, Tensor]:

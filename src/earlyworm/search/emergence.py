@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Self
 
 from earlyworm.errors import ConfigError
@@ -49,8 +50,10 @@ class Emergence:
         return cls(round(epochs / check_every) + 1, epsilon)
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise ConfigError(f"window is {self.window}, but must be at least 2, to have masks to compare")
+        if not isinstance(self.window, Integral) or self.window < 2:
+            raise ConfigError(
+                f"window is {self.window}, but must be a whole number, at least 2, to have masks to compare"
+            )
         if not 0 <= self.epsilon <= 1:
             raise ConfigError(f"epsilon is {self.epsilon}, but must be in [0, 1]")
 

@@ -34,7 +34,8 @@ class GradientHook:
     A hook on the backward pass would act once per micro-batch; this one acts on the gradients that the step uses,
     after accumulation, unscaling, clipping and the exchange between processes. An optimizer that is called with a
     closure computes its gradients inside the step, so there it acts after each call of the closure. A step inside of
-    a step (a subclass whose `step` calls that of its base) is one step.
+    a step of the same gates (a subclass whose `step` calls that of its base, or an optimizer that calls another) is one
+    step.
 
     Args:
         model: The model that is trained.
@@ -183,7 +184,7 @@ class GradientHook:
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Adjust the gradients now, or wrap the closure that will compute them."""
-        if optimizer in self._stepping:
+        if optimizer in self._stepping or self._is_inside(optimizer):
             return None
         self._stepping.add(optimizer)
         if optimizer in self._stepped or not self._stepped:
@@ -207,6 +208,11 @@ class GradientHook:
         if "closure" in kwargs:
             return args, {**kwargs, "closure": adjusted}
         return (args[0], adjusted, *args[2:]), kwargs
+
+    def _is_inside(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether another optimizer that holds the same gates is stepping, and lets this one do its work."""
+        own = {name for name, _ in self._held[optimizer]}
+        return any(not own.isdisjoint(name for name, _ in self._held[other]) for other in self._stepping)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Let truncated gates fade, once after all steps inside of a step."""

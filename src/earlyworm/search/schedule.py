@@ -30,7 +30,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.truncation is not None and (
-            isinstance(self.truncation, type) or not hasattr(self.truncation, "chi_after")
+            isinstance(self.truncation, type) or not all(hasattr(self.truncation, it) for it in ("chi_after", "static"))
         ):
             raise ConfigError(f"truncation is {self.truncation!r}, but must be a schedule such as ew.Worm(), or None")
         half_life_in_steps(self.truncation, self.steps_per_epoch, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,12 +77,12 @@ class Shrinking:
         left = Mask.from_groups(translate(stays, self._all.removable, self._all.groups), mask.kinds)
         return left if left.units_removed > self.cut else None
 
-    def check(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    def check(self, optimizers: Collection[torch.optim.Optimizer]) -> None:
         """Make sure that whatever is going to be cut out can be cut out of the optimizers too.
 
         Raises:
-            SearchError: If one of them remembers something of another shape than its parameter, a parameter that may
-                be cut is in none of them, or there are several processes.
+            SearchError: If one of them remembers something of another shape than its parameter or has another
+                optimizer do its work, a parameter that may be cut is in none of them, or there are several processes.
         """
         if not self.wanted:
             return
@@ -90,6 +90,12 @@ class Shrinking:
         tensors, held = named_tensors(self._model), set()
         for optimizer in optimizers:
             held |= {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for inner in vars(optimizer).values():
+                if isinstance(inner, torch.optim.Optimizer) and inner not in optimizers:
+                    raise SearchError(
+                        f"{type(optimizer).__name__} has a {type(inner).__name__} do its work, and what that remembers "
+                        "would not be cut as the parameters are: attach both"
+                    )
             for name, parameter in self._model.named_parameters():
                 key = key_of_another_shape(optimizer.state.get(parameter, {}), parameter)
                 if key is not None:

@@ -128,6 +128,8 @@ class RatioSweep:
 
     def attach(self, *optimizers: torch.optim.Optimizer) -> Self:
         """Hook into the optimizers that train the model; see `TicketSearch.attach`."""
+        if any(search.attached for search in self.searches.values()):
+            raise SearchError("the sweep is attached already: detach it first")
         try:
             # The lowest ratio last: the others are to see gradients before it truncates them.
             for search in reversed(self.searches.values()):

@@ -15,7 +15,7 @@ from torch import nn
 from earlyworm.errors import ConfigError, SearchError
 from earlyworm.inputs import ExampleInputs, unwrap
 from earlyworm.masks.mask import Mask, MaskWindow, mask_of_finite
-from earlyworm.masks.ratios import Ratio, removed_per_kind
+from earlyworm.masks.ratios import Ratio, check_ratio, plain_ratio
 from earlyworm.masks.scorer import Scorer
 from earlyworm.masks.scores import Score
 from earlyworm.search.emergence import Emergence
@@ -35,7 +35,9 @@ class TicketSearch:
     """Watches a model while it is trained and notices when its ticket has emerged.
 
     Args:
-        model: The model that is trained; wrappers (DDP, `torch.compile`) may be put around it before or after.
+        model: The model that is trained; wrappers (DDP, `torch.compile`) may be put around it before or after,
+            but before `attach` where these make the weights of several processes equal, as DDP does: each takes masks
+            of its own, which are equal only if the weights are.
         example_inputs: What its forward takes: a tensor, a sequence of arguments or a mapping of keyword arguments;
             needed for channels only, which are found by tracing.
         units: `"channels"`, `"heads"`, `"neurons"` or `"weights"`, several of them, or what `find_units` returned.
@@ -95,7 +97,7 @@ class TicketSearch:
     ) -> None:
         self._schedule = Schedule(truncation, emergence.window, steps_per_epoch)
         self.model = unwrap(model)
-        self.pruning_ratio = dict(pruning_ratio) if isinstance(pruning_ratio, Mapping) else pruning_ratio
+        self.pruning_ratio = plain_ratio(pruning_ratio)
         self.min_units = min_units
         self.emergence = emergence
         self.truncation = truncation
@@ -117,8 +119,10 @@ class TicketSearch:
             raise ConfigError("sparsity_penalty acts on batch-norm scales, and the units have none: set it to 0")
         if shrink and truncation is None:
             raise ConfigError("shrink=True cuts out static units, and there are none: give truncation=ew.Fade()")
+        if shrink and any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+            raise ConfigError("shrink=True, but DistributedDataParallel knows the shapes as they are: leave one out")
         # An impossible ratio is an error now.
-        removed_per_kind(self.units.sizes, self.pruning_ratio, min_units=min_units, kinds=self.units.kinds)
+        check_ratio(self.units.sizes, self.pruning_ratio, min_units=min_units, kinds=self.units.kinds)
 
     @property
     def steps(self) -> int:
@@ -129,6 +133,11 @@ class TicketSearch:
     def overhead(self) -> Overhead:
         """What the search itself has cost so far."""
         return Overhead(self._seconds + self._hook.seconds, self._flops + self._hook.flops)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the search is attached to optimizers."""
+        return self._hook.attached
 
     @property
     def shrink(self) -> bool:
@@ -164,7 +173,8 @@ class TicketSearch:
 
         Args:
             optimizers: All optimizers that hold parameters of the units; wrappers with an `optimizer` attribute
-                (accelerate, Lightning) are seen through.
+                (accelerate, Lightning) are seen through. A wrapper that puts weights back, as Lookahead does, undoes
+                some of what fading does.
 
         Raises:
             SearchError: If the search is attached already, or a trainable parameter that truncation or the penalty
@@ -293,6 +303,7 @@ class TicketSearch:
 
     def _start(self) -> None:
         """Take the first mask, or go on from the newest."""
+        self._hook.set_truncation({}, 1.0)
         if self.history:
             self._refresh()
         elif not self._scorer.observe:  # there is no gradient yet
@@ -305,10 +316,12 @@ class TicketSearch:
             self._scorer.take(), self.pruning_ratio,
             min_units=self.min_units, kinds=self.units.kinds, left=self._shrinking.left,
         )  # fmt: skip
-        self._distances = self._window.push(mask)
-        mean = sum(self._distances) / len(self._distances) if self._distances else None
-        recent = self._schedule.recent(self._distances)
-        chi = self._schedule.chi(self.history, recent)
+        distances = self._window.distances(mask)
+        mean = sum(distances) / len(distances) if distances else None
+        recent = self._schedule.recent(distances)
+        chi = self._schedule.chi(self.history, recent)  # the last that can fail; nothing has changed before
+        self._window.push(mask)
+        self._distances = distances
         truncated = self._static().units_removed if chi < 1 else 0
         self.history.append(Check(self.steps, mean, max(self._distances, default=None), chi, truncated, recent))
         self._hook.truncations = 0

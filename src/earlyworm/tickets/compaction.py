@@ -127,8 +127,8 @@ def _spread(groups: tuple[UnitGroup, ...], values: dict[str, Tensor]) -> dict[st
     for group in groups:
         for piece in group.gates():
             length = 1 + int(piece.positions.max())
-            old = spread.get(piece.tensor, torch.zeros(0))
-            new = torch.zeros(max(length, old.numel()))
+            old = spread.get(piece.tensor, torch.zeros(0, dtype=torch.float32))
+            new = torch.zeros(max(length, old.numel()), dtype=torch.float32)
             new[: old.numel()] = old
             new[piece.positions] = values[group.name].cpu().float()[piece.units]
             spread[piece.tensor] = new
@@ -137,11 +137,11 @@ def _spread(groups: tuple[UnitGroup, ...], values: dict[str, Tensor]) -> dict[st
 
 def _unit_scores(group: UnitGroup, scores: dict[str, Tensor]) -> Tensor:
     """The mean score of a removable unit over the gates that were scored, [group size]."""
-    total, count = torch.zeros(group.size), torch.zeros(group.size)
+    total, count = (torch.zeros(group.size, dtype=torch.float32) for _ in range(2))
     for piece in group.gates():
         if piece.tensor in scores:
             total.index_add_(0, piece.units, scores[piece.tensor][piece.positions])
-            count.index_add_(0, piece.units, torch.ones(piece.units.numel()))
+            count.index_add_(0, piece.units, torch.ones(piece.units.numel(), dtype=torch.float32))
     return total / count.clamp(min=1)
 
 

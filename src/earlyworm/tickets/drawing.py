@@ -18,7 +18,9 @@ from earlyworm.units.groups import Units
 
 def full_mask(units: Units) -> Mask:
     """The mask that keeps everything."""
-    return Mask.from_groups({name: torch.ones(size) for name, size in units.sizes.items()}, units.kinds)
+    return Mask.from_groups(
+        {name: torch.ones(size, dtype=torch.bool) for name, size in units.sizes.items()}, units.kinds
+    )
 
 
 def random_mask(units: Units, ratio: Ratio, *, seed: int, min_units: float | None = None) -> Mask:
@@ -147,7 +149,9 @@ def ticket_of(
     return Ticket(
         mask=mask,
         units=units,
-        scores={group.name: torch.ones(group.size) for group in units.groups if group.entries is None},
+        scores={
+            group.name: torch.ones(group.size, dtype=torch.float32) for group in units.groups if group.entries is None
+        },
         structure=fingerprint(unwrap(model)),
         method=method,
         pruning_ratio=pruning_ratio,
