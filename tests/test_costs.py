@@ -164,8 +164,46 @@ def test_the_model_is_left_as_it_is(mode: Any) -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+class Remembering(nn.Module):
+    """Keeps in a buffer what it has seen, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("scale", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x) * self.scale
+        with torch.no_grad():
+            self.scale = 0.9 * self.scale + 0.1 * y.detach().abs().mean(0)
+        return y
+
+
+def test_buffers_that_a_forward_replaces_come_back() -> None:
+    model = Remembering()
+    scale = model.scale
+    cost(model, torch.randn(2, 4), repeats=1)
+    assert model.scale is scale
+    assert torch.equal(scale, torch.ones(4))
+    model(torch.randn(2, 4)).sum().backward()
+
+
+def test_an_lstm_and_a_vector() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(16, 32, batch_first=True, bidirectional=True)
+            self.vector = nn.Parameter(torch.randn(64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mv(self.lstm(x)[0][:, -1], self.vector)
+
+    measured = cost(Reader(), torch.randn(2, 10, 16), repeats=1)
+    assert measured.macs == 2 * 10 * (4 * 32 * 16 + 4 * 32 * 32) + 64
+
+
 def test_weights_that_are_not_there() -> None:
-    with pytest.raises(UnitsError, match="Conv2d is on the meta device: load the weights first"):
+    with pytest.raises(UnitsError, match="weight is on the meta device: load the weights first"):
         cost(nn.Conv2d(3, 4, 3, device="meta"), zoo.images())
 
 

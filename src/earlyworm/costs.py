@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from earlyworm.inputs import (
     ExampleInputs,
     batch_size,
     call_model,
+    check_loaded,
     copy_inputs,
     device_of,
     floating_tensors,
@@ -66,8 +68,7 @@ def cost(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 20) 
     Raises:
         UnitsError: If the model returns no floating-point tensor, or its weights are not there.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UnitsError(f"{type(model).__name__} is on the meta device: load the weights first")
+    check_loaded(unwrap(model))
     forward, training = count_flops(model, example_inputs)
     examples = batch_size(example_inputs)
     return Cost(
@@ -87,24 +88,41 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
         UnitsError: If the model returns no floating-point tensor.
     """
     model = unwrap(model)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     inputs = copy_inputs(example_inputs)
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with (
+        torch.inference_mode(False), torch.enable_grad(),
+        private_randomness(model), _left_as_it_is(model), _no_fast_path(), counter,
+    ):  # fmt: skip
+        outputs = list(floating_tensors(call_model(model.eval(), inputs)))
+        forward = counter.get_total_flops()
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not outputs:
+            raise UnitsError(f"{type(model).__name__} returns no floating-point tensor to count a backward pass of")
+        differentiable = [output.sum() for output in outputs if output.requires_grad]
+        if trainable and differentiable:
+            torch.autograd.grad(torch.stack(differentiable).sum(), trainable, allow_unused=True)
+        return forward, counter.get_total_flops()
+
+
+@contextmanager
+def _left_as_it_is(*models: nn.Module) -> Iterator[None]:
+    """Afterwards models are in the mode that they were in, and have the buffers that they had."""
+    modules = [module for model in models for module in model.modules()]
+    modes = [module.training for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    with torch.no_grad():
+        values = [(buffer, buffer.clone()) for own in buffers for buffer in own.values() if buffer is not None]
     try:
-        with torch.inference_mode(False), torch.enable_grad(), private_randomness(model), _no_fast_path(), counter:
-            outputs = list(floating_tensors(call_model(model, inputs)))
-            forward = counter.get_total_flops()
-            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            if not outputs:
-                raise UnitsError(f"{type(model).__name__} returns no floating-point tensor to count a backward pass of")
-            differentiable = [output.sum() for output in outputs if output.requires_grad]
-            if trainable and differentiable:
-                torch.autograd.grad(torch.stack(differentiable).sum(), trainable, allow_unused=True)
-            return forward, counter.get_total_flops()
+        yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        with torch.inference_mode(False), torch.no_grad():
+            for module, mode, own in zip(modules, modes, buffers, strict=True):
+                module.training = mode
+                module._buffers.update(own)
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 @contextmanager
@@ -130,9 +148,36 @@ def _conv_backward_flops(
     return int(output_mask[0] + output_mask[1]) * conv_flop_count(inputs, weight, gradient, transposed)
 
 
+def _lstm_flops(
+    inputs: list[int], input_weight: list[int], state_weight: list[int], *_: Any, out_shape: object = None
+) -> int:
+    """FLOPs of one direction of one layer of an LSTM on a CPU, from the shapes of its arguments.
+
+    Args:
+        inputs: [steps, batch, features].
+        input_weight: [4 times the state's size, features].
+        state_weight: [4 times the state's size, the state's size].
+        out_shape: Of what it returns.
+    """
+    return 2 * math.prod(inputs[:-1]) * (math.prod(input_weight) + math.prod(state_weight))
+
+
+def _lstm_backward_flops(*arguments: Any, out_shape: object = None) -> int:
+    """FLOPs of its backward pass: two gradients, each of which takes as many products."""
+    return 2 * _lstm_flops(*arguments)
+
+
+def _matrix_vector_flops(matrix: list[int], *_: Any, out_shape: object = None) -> int:
+    """FLOPs of a matrix times a vector."""
+    return 2 * math.prod(matrix)
+
+
 # What PyTorch counts wrongly, or knows no formula for: attention on a CPU, which takes as much as elsewhere. Its own
 # formulas are unwrapped, since the counter wraps whatever it is given.
 _FORMULAS = {
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _lstm_backward_flops,
+    torch.ops.aten.mv: _matrix_vector_flops,
     torch.ops.aten.convolution_backward: _conv_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: unwrap_function(sdpa_flop),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: unwrap_function(sdpa_backward_flop),
@@ -144,23 +189,20 @@ def latency(model: nn.Module, example_inputs: ExampleInputs, *, repeats: int = 2
     return latencies([model], example_inputs, repeats=repeats)[0]
 
 
-@torch.inference_mode()
+@torch.inference_mode(False)  # a tensor that a forward keeps must be fit for training afterwards
+@torch.no_grad()
 def latencies(models: Sequence[nn.Module], example_inputs: ExampleInputs, *, repeats: int = 20) -> list[float]:
     """The `latency` of several models, which take turns, so that whatever else the machine does slows all alike."""
-    modes = {module: module.training for model in models for module in model.modules()}
     inputs = copy_inputs(example_inputs)
     seconds: list[list[float]] = [[] for _ in models]
     warm_up = max(3, repeats // 5)
-    try:
+    with _left_as_it_is(*models):
         for model in models:
             model.eval()
         for _ in range(warm_up + repeats):
             for model, own in zip(models, seconds, strict=True):
                 own.append(_forward_seconds(model, inputs))
-        return [statistics.median(own[warm_up:]) for own in seconds]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    return [statistics.median(own[warm_up:]) for own in seconds]
 
 
 def _forward_seconds(model: nn.Module, inputs: ExampleInputs) -> float:

@@ -1,14 +1,20 @@
-"""Example inputs: how a model is called on them, and the tensors that it returns."""
+"""A model and its example inputs: how it is called on them, what it returns, and what it is wrapped in."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from earlyworm.errors import UnitsError
 
 # Relative to the largest output that differs. Rounding stays far below, a wrong cut is far above.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -79,22 +85,30 @@ def probe(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
 
 
 def agree(expected: Tensor, actual: Tensor) -> bool:
-    """Whether two outputs have one shape and, but for rounding, one value."""
+    """Whether two outputs have one shape and, but for rounding, one value; what is no number is so in both."""
     if expected.shape != actual.shape:
         return False
-    differing = expected[expected != actual].abs()
+    differing = expected[(expected != actual) & ~(expected.isnan() & actual.isnan())].abs()
     if not differing.numel():
         return True
     # A constant that masks a logit is equal in both: however large it is, it says nothing of how large rounding is. Of
     # outputs that differ only where they are about 0, the others say it, up to 1.
-    scale = max(float(differing.amax()), min(1.0, float(expected.abs().amax())))
-    return torch.allclose(expected, actual, rtol=0, atol=max(1e-30, _TOLERANCES.get(expected.dtype, 0.05) * scale))
+    scale = max(float(differing.amax()), min(1.0, float(expected.abs().nan_to_num().amax())))
+    tolerance = max(1e-30, _TOLERANCES.get(expected.dtype, 0.05) * scale)
+    return torch.allclose(expected, actual, rtol=0, atol=tolerance, equal_nan=True)
 
 
-def private_randomness(model: nn.Module) -> AbstractContextManager[None]:
-    """Inside of it, random numbers that `model` draws leave the random state of the caller as it is."""
+@contextmanager
+def private_randomness(model: nn.Module) -> Iterator[None]:
+    """Inside of it, random numbers that `model` draws, of torch, numpy or Python, leave the caller's state as it is."""
     device = device_of(model)
-    return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -103,9 +117,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def floating_tensors(output: Any) -> Iterator[Tensor]:
-    """All floating-point tensors inside nested tuples, lists and mappings (such as a model's output), in order."""
+    """All floating-point tensors inside an output of nested tuples, lists, mappings and data classes, in order.
+
+    Complex ones are real ones [..., 2].
+    """
     if isinstance(output, Tensor):
-        if output.is_floating_point():
+        if output.is_complex():
+            yield torch.view_as_real(output.resolve_conj())
+        elif output.is_floating_point():
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():
@@ -113,6 +132,10 @@ def floating_tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (tuple, list)):
         for value in output:
             yield from floating_tensors(value)
+    elif isinstance(output, SimpleNamespace):
+        yield from floating_tensors(vars(output))
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from floating_tensors([getattr(output, field.name) for field in fields(output)])
 
 
 def batch_size(example_inputs: ExampleInputs) -> int:
@@ -121,6 +144,19 @@ def batch_size(example_inputs: ExampleInputs) -> int:
         return example_inputs.shape[0] if example_inputs.dim() else 1
     values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
     return next((value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()), 1)
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Make sure that the weights of a model are there.
+
+    Raises:
+        UnitsError: If they are not; the message names the cure.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UnitsError(f"{name} has no shape yet: run one forward pass first")
+        if parameter.is_meta:
+            raise UnitsError(f"{name} is on the meta device: load the weights first")
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ import zoo
 from earlyworm import TicketError, UnitsError, compact, round_ticket
 from earlyworm.inputs import call_model, floating_tensors
 from earlyworm.units.groups import named_tensors
+from earlyworm.units.surgery import HoldAtZero
 
 INDEPENDENT = ["plain", "resnet_basic", "resnet_bottleneck", "resnext", "pre_activation", "densenet", "inception",
                "mobilenet", "unet", "transposed", "flatten_norm", "conv1d", "doubled", "channels_last", "prelu",
@@ -194,6 +195,24 @@ def test_independent_cuts_only_where_all_members_agree_and_holds_the_rest() -> N
     expected[2] = 0
     assert torch.equal(small[1].bn2.weight, expected)
     assert torch.equal(small.state_dict()["1.bn2.weight"], expected)
+
+
+def test_what_is_held_at_zero_stays_so_when_it_is_compacted_again() -> None:
+    model, inputs = zoo.build("resnet_basic")
+    small = compact(model, zoo.random_ticket("resnet_basic", 1, coupling="independent"))
+    for model, prefix in ((small, ""), (nn.Sequential(small, nn.Identity()), "0.")):  # as a part of another, too
+        units = ew.find_channels(model, inputs)
+        ticket = zoo.ticket_for(model, units, zoo.random_kept(units.groups, 2, density=0.8))
+        smaller = compact(model, ticket, example_inputs=inputs)
+        masks = HoldAtZero.masks_in(smaller)
+        assert masks
+        assert {name.removeprefix(prefix) for name in masks} <= set(HoldAtZero.masks_in(small))
+        optimizer = torch.optim.SGD(smaller.parameters(), lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            smaller.train()(inputs).sum().backward()
+            optimizer.step()
+        state = smaller.state_dict()
+        assert all(not state[name][~mask.expand_as(state[name])].any() for name, mask in masks.items())
 
 
 def test_independent_cuts_excited_channels() -> None:

@@ -19,7 +19,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import zoo
-from earlyworm import Mask, Slice, Ticket, TicketError, TicketSearch, UnitGroup, Units, UnitsError, compact
+from earlyworm import (
+    Mask,
+    Slice,
+    Ticket,
+    TicketError,
+    TicketSearch,
+    UnitGroup,
+    Units,
+    UnitsError,
+    compact,
+    find_channels,
+)
 from earlyworm.files import write_atomically
 from earlyworm.tickets.ticket import FORMAT_VERSION, fingerprint
 from earlyworm.units.groups import named_tensors
@@ -297,6 +308,31 @@ def check_refusal(ticket: Ticket, model: nn.Module, message: str) -> None:
             use(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in named_tensors(model).items())
     assert not model._forward_pre_hooks
+
+
+class Growing(nn.Module):
+    """Keeps a table in a buffer that is not saved, as long as its longest input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 2, 1)
+        self.register_buffer("table", None, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None or self.table.shape[-1] < x.shape[-1]:
+            self.table = torch.arange(float(x.shape[-1])) / 100
+        return self.last(torch.relu(self.first(x + self.table[: x.shape[-1]])))
+
+
+def test_buffers_that_are_not_saved_may_differ(tmp_path: Path) -> None:
+    model, x = Growing(), torch.randn(2, 3, 8)
+    model(x)
+    units = find_channels(model, x)
+    zoo.ticket_for(model, units, zoo.random_kept(units.groups, 0)).save(tmp_path / "ticket")
+    ticket = Ticket.load(tmp_path / "ticket")
+    model(torch.randn(2, 3, 16))
+    assert compact(model, ticket, example_inputs=x).first.out_channels < 8
+    assert compact(Growing(), ticket, example_inputs=x).first.out_channels < 8
 
 
 def test_a_compacted_model_is_another_model(ticket: Ticket) -> None:

@@ -2,12 +2,16 @@
 
 import copy
 import math
+import random
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -451,10 +455,120 @@ def test_nothing_to_prune(model: nn.Module, message: str) -> None:
 def test_a_model_that_cannot_be_copied() -> None:
     model, inputs = zoo.plain()
     prune.l1_unstructured(model[0][0], "weight", 0.5)
-    with pytest.raises(UnitsError, match="Sequential cannot be copied: "):
+    with pytest.raises(UnitsError, match=r"Sequential: 0\.0\.weight, a Tensor, cannot be copied: "):
+        find_channels(model, inputs)
+    model, inputs = zoo.plain()
+    model.lock = threading.Lock()
+    with pytest.raises(UnitsError, match=r"Sequential: lock, a lock, cannot be copied: "):
         find_channels(model, inputs)
     with pytest.raises(UnitsError, match=r"forward of OptimizedModule .* do not wrap parts of a model"):
         find_channels(nn.Sequential(torch.compile(stem(), backend="eager"), Head(6)), images())
+
+
+def attend_by_einsum(m: Any, x: Tensor) -> Tensor:
+    y = m.stem(x)
+    q, k, v = (layer(y).flatten(2) for layer in (m.q, m.k, m.v))
+    weights = torch.einsum("bcn,bcm->bnm", q, k).softmax(-1)
+    return m.head(m.last(y + torch.einsum("bnm,bcm->bcn", weights, v).view_as(y)))
+
+
+def test_a_group_that_does_not_end_is_left_out_and_no_other() -> None:
+    parts = {"q": nn.Conv2d(6, 3, 1), "k": nn.Conv2d(6, 3, 1), "v": nn.Conv2d(6, 6, 1)}
+    model = Model(attend_by_einsum, stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5), **parts)
+    found = find_channels(model, images())
+    assert found.sizes == {"last.0": 5}
+    assert set(found.skipped) == {"stem.0", "q", "k", "v"}
+    assert "what they are coupled with does not end" in found.skipped["q"]
+
+
+@pytest.mark.parametrize("recurrent", [nn.GRU, nn.LSTM, nn.RNN])
+def test_what_a_recurrent_layer_reads_is_left_out_and_no_other(recurrent: type[nn.Module]) -> None:
+    model = Model(
+        lambda m, x: m.head(m.recurrent(m.last(m.stem(x)).permute(0, 3, 1, 2).flatten(2))[0]),
+        stem=ConvNorm(3, 6), last=ConvNorm(6, 5), recurrent=recurrent(40, 7, batch_first=True), head=nn.Linear(7, 2),
+    )  # fmt: skip
+    found = find_channels(model, images())
+    assert found.sizes == {"stem.0": 6}
+    assert "last.0" in found.skipped
+
+
+@dataclass
+class Returned:
+    scores: Tensor
+    features: Tensor
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda scores, y: (Returned(scores, y),),
+        lambda scores, y: {"scores": scores, "more": types.SimpleNamespace(features=y)},
+        lambda scores, y: (scores, torch.fft.rfft2(y)),
+    ],
+)
+def test_outputs_of_any_kind_are_seen(returned: Callable[[Tensor, Tensor], Any]) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.last(m.stem(x))
+        return returned(m.head(y), y)
+
+    found = find_channels(Model(forward, stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5)), images())
+    assert found.sizes == {"stem.0": 6}
+
+
+def in_train_mode(of_training: Callable[[Tensor], Tensor]) -> Model:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.last(m.stem(x))
+        return (m.head(y), of_training(y)) if m.training else m.head(y)
+
+    return Model(forward, stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5))
+
+
+def test_values_in_train_mode_are_compared_where_they_are_not_random() -> None:
+    assert find_channels(in_train_mode(lambda y: y.mean(1)), images()).sizes == {"stem.0": 6}
+    found = find_channels(in_train_mode(lambda y: F.dropout(y, 0.5).sum(1)), images())
+    assert found.sizes == {"stem.0": 6, "last.0": 5}
+
+
+def test_a_branch_of_training_is_seen_with_a_batch_of_one_that_no_batch_norm_could_train_on() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.stem(x)
+        scores = m.head(m.last(torch.cat([y, m.pooled(m.pool(y)).expand(-1, -1, *y.shape[2:])], 1)))
+        return (scores, m.auxiliary(y)) if m.training else scores
+
+    model = Model(
+        forward, stem=ConvNorm(3, 6), pool=nn.AdaptiveAvgPool2d(1), pooled=ConvNorm(6, 4), last=ConvNorm(10, 5),
+        head=Head(5), auxiliary=nn.Conv2d(6, 2, 1),
+    )  # fmt: skip
+    found = find_channels(model, images(batch=1))
+    assert found.sizes == {"pooled.0": 4, "last.0": 5}
+    assert FIXED in found.skipped["stem.0"]
+
+
+def test_matrices_whose_values_cannot_be_any() -> None:
+    model = Model(
+        lambda m, x: m.head(m.last(m.stem(x))) @ m.matrix.log(),
+        stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5, 3), matrix=nn.Parameter(torch.rand(3, 3) + 0.5),
+    )  # fmt: skip
+    assert find_channels(model, images()).sizes == {"stem.0": 6, "last.0": 5}
+
+
+def test_an_output_that_is_no_number_says_nothing() -> None:
+    model = Model(
+        lambda m, x: m.head(m.last(m.stem(x))) * math.nan, stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5)
+    )
+    with pytest.raises(UnitsError, match="the output is not a number, so that nothing can be compared"):
+        find_channels(model, images())
+
+
+def test_random_numbers_of_numpy_and_python_are_drawn_without_a_trace() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        noise = random.random() + float(np.random.random()) if m.training else 0.0
+        return m.head(m.last(m.stem(x)) + noise)
+
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    model = Model(forward, stem=ConvNorm(3, 6), last=ConvNorm(6, 5), head=Head(5))
+    assert find_channels(model, images()).sizes == {"stem.0": 6, "last.0": 5}
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_unknown_coupling() -> None:

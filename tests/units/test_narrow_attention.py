@@ -145,6 +145,13 @@ def test_fast_path_of_an_encoder(norm_first: bool, padded: bool) -> None:
             assert close(masked(x, src_key_padding_mask=padding), narrow(x, src_key_padding_mask=padding))
 
 
+def test_an_empty_batch() -> None:
+    model = random_(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True))
+    empty = torch.zeros(0, L, WIDTH)
+    for attention in masked_and_narrow(model):
+        assert attention(empty, empty, empty, need_weights=False)[0].shape == (0, L, WIDTH)
+
+
 def test_names_are_those_of_the_base_class() -> None:
     dense = nn.MultiheadAttention(WIDTH, HEADS)
     _, narrow = masked_and_narrow(dense)

@@ -133,6 +133,19 @@ def lose_heads(name: str, **lost: int) -> tuple[nn.Module, nn.Module]:
     return masked_and_cut(model, kept)
 
 
+@pytest.mark.parametrize("name", ["t5", "torch_encoder"])
+def test_what_has_lost_heads_can_be_pickled(name: str) -> None:
+    _, small = pair(name, 1)
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    again = torch.load(buffer, weights_only=False)
+    inputs = FAMILIES[name].inputs()
+    expected = outputs(small, inputs)
+    for twin in (again, copy.deepcopy(small)):
+        assert all(torch.equal(a, b) for a, b in zip(expected, outputs(twin, inputs), strict=True))
+
+
 @pytest.mark.parametrize("lost", [
     {"encoder__block__0__layer__0__SelfAttention": 1},
     {"encoder__block__1__layer__0__SelfAttention": 1},

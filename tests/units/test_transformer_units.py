@@ -394,6 +394,22 @@ def test_options_of_pytorchs_attention(options: dict[str, Any], reason: str) -> 
     assert units.skipped == {"1": reason}
 
 
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_known_block_with_a_part_of_its_own_is_left_out_and_no_other() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 12, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model.layers[0].linear1 = OwnLinear(16, 12)
+    nn.utils.parametrizations.weight_norm(model.layers[1].self_attn.out_proj)
+    units = find_transformer_units(model)
+    assert units.sizes == {"layers.0.self_attn": 4, "layers.1.linear1": 12}
+    assert "linear1 is a OwnLinear, but must be an nn.Linear" in units.skipped["layers.0"]
+    assert "out_proj" in units.skipped["layers.1.self_attn"]
+
+
 def test_tied_weights_are_left_out() -> None:
     model = build("minilm")
     layers = model.encoder.layer
@@ -474,6 +490,7 @@ def parameter(dtype: torch.dtype) -> nn.Parameter:
     (nn.Parameter(torch.zeros(WIDTH, NEURONS).as_subclass(QuantisedTensor)), "quantised .*QuantisedTensor"),
     (nn.Parameter(torch.zeros(WIDTH, NEURONS).as_subclass(DTensor)), "sharded .*: search before sharding"),
     (nn.Parameter(torch.zeros(WIDTH, NEURONS, device="meta")), "meta device: load the weights first"),
+    (parameter(torch.complex64), "complex .*torch.complex64.*only real weights"),
 ])  # fmt: skip
 def test_weights_that_are_no_plain_numbers(weight: nn.Parameter, message: str) -> None:
     with pytest.raises(UnitsError, match=rf"^encoder\.layer\.1\.output\.dense\.weight is .*{message}"):

@@ -40,7 +40,7 @@ class Shrinking:
                 f"shrink=True cuts units out of the model, but of {kinds} some are only masked: give channels, heads "
                 "or neurons that can be removed, or shrink=False"
             )
-        if wanted and HoldAtZero.holds(model):
+        if wanted and HoldAtZero.all_in(model):
             raise ConfigError(
                 "shrink=True, but a ticket holds entries of the model at zero, by their places: remove() it, or give "
                 "shrink=False"

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import TicketError, first_line
-from earlyworm.inputs import ExampleInputs, agree, fitting, probe, unwrap
+from earlyworm.inputs import ExampleInputs, agree, check_loaded, fitting, probe, unwrap
 from earlyworm.masks.mask import Mask
 from earlyworm.tickets.ticket import Ticket
 from earlyworm.units.groups import UnitGroup, gate_masks
 from earlyworm.units.renumbering import removable_kept, translate
-from earlyworm.units.surgery import AppliedTicket, comparable_copies, copy_model, mask_units_, remove_units_
+from earlyworm.units.surgery import (
+    AppliedTicket,
+    HoldAtZero,
+    comparable_copies,
+    copy_model,
+    mask_units_,
+    remove_units_,
+)
 
 
 def compact(
@@ -29,7 +36,7 @@ def compact(
     included. Parameters keep `requires_grad`, dtype, device, memory format and ties; modules keep train or eval mode.
 
     Where channels are masked independently of the layers they are coupled with, a channel is cut out only if all of
-    them agree; the rest of the mask is held at zero in the smaller model.
+    them agree; the rest of the mask is held at zero in the smaller model, and so is what is held at zero in `model`.
 
     Args:
         model: A model of the structure that the ticket was drawn from, or the one that got smaller while it was
@@ -43,15 +50,17 @@ def compact(
 
     Raises:
         TicketError: If the ticket is for another model, or the smaller one computes something else.
+        UnitsError: If the model cannot be copied, or its weights are not there.
     """
     model = unwrap(model)
+    check_loaded(model)
     if not isinstance(ticket, Ticket):
         raise TicketError(f"compact takes a ticket, not a {type(ticket).__name__}: search.draw() gives one")
     if round_to != 1:
         ticket = round_ticket(ticket, round_to)
     ticket = ticket.fitted(model)
     small = copy_model(model)
-    compact_(small, ticket)
+    _compact_(small, ticket, (), HoldAtZero.masks_in(model))
     if example_inputs is not None:
         _compare(model, small, ticket, example_inputs)
     return small
@@ -68,13 +77,20 @@ def compact_(model: nn.Module, ticket: Ticket, optimizers: Sequence[torch.optim.
     Raises:
         TicketError: If the ticket is for another model; nothing has changed then.
     """
-    ticket = ticket.fitted(model)
+    _compact_(model, ticket.fitted(model), optimizers, {})
+
+
+def _compact_(
+    model: nn.Module, ticket: Ticket, optimizers: Sequence[torch.optim.Optimizer], held: dict[str, Tensor]
+) -> None:
+    """Cut a model down to a ticket that fits it, in place; `held`: masks of what is to be held at zero besides."""
     units, mask = ticket.units, ticket.mask.kept
     gates = gate_masks(model, units.groups, mask)
+    rest = gates | {name: some & gates.get(name, some).to(some.device) for name, some in held.items()}
     kept = removable_kept(units, mask, None if ticket.left is None else ticket.left.kept)
     mask_units_(model, units.groups, mask, optimizers)
     remove_units_(model, units.removable, kept, optimizers)
-    _hold_the_rest(model, units.removable, kept, gates)
+    _hold_the_rest(model, units.removable, kept, rest)
 
 
 def round_ticket(ticket: Ticket, multiple: int) -> Ticket:

@@ -70,10 +70,14 @@ class Ticket:
             TicketError: If the model has not the structure that the ticket is for; the message names the first
                 difference.
         """
-        found = fingerprint(model)
-        if self.left is not None and found != self.structure:
+        # Buffers that are never saved, such as caches whose size follows the inputs, say nothing unless they are cut.
+        sliced = {piece.tensor for group in (*self.units.groups, *self.units.removable) for piece in group.slices}
+        unsaved = _unsaved(model) - sliced
+        found = {name: shape for name, shape in fingerprint(model).items() if name not in unsaved}
+        structure = {name: shape for name, shape in self.structure.items() if name not in unsaved}
+        if self.left is not None and found != structure:
             names, left = aliases(model), self.left.kept
-            if _comparable(found) == _comparable(structure_left(self.structure, self.units, left, names)):
+            if _comparable(found) == _comparable(structure_left(structure, self.units, left, names)):
                 return replace(
                     self,
                     mask=self.mask.among(self.left),
@@ -82,7 +86,7 @@ class Ticket:
                     structure=found,
                     left=None,
                 )
-        for name, shape in self.structure.items():
+        for name, shape in structure.items():
             if name not in found:
                 raise TicketError(f"the ticket is for another model: this one has no tensor {name!r}")
             if found[name] != shape:
@@ -91,7 +95,7 @@ class Ticket:
                     f"{list(found[name])} in this one"
                 )
         for name in found:
-            if name not in self.structure:
+            if name not in structure:
                 raise TicketError(f"the ticket is for another model: it knows no tensor {name!r}")
         return self
 
@@ -243,6 +247,15 @@ class Ticket:
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and buffer by name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
+def _unsaved(model: nn.Module) -> set[str]:
+    """The names of all buffers that are not in the state dict, also of those that are not there yet."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
 
 
 def _comparable(structure: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, agree, fitting, probe, unwrap
+from earlyworm.inputs import ExampleInputs, agree, device_of, fitting, private_randomness, probe, unwrap
 from earlyworm.units.groups import UnitGroup, Units, make_slice
 from earlyworm.units.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.units.tracing import trace_channels
@@ -34,9 +36,9 @@ def find_channels(
     """Find the channels of `model`, coupled channels as one unit.
 
     The model is traced on `example_inputs` (a copy of it; the given model is not touched). Each group that was found
-    is then tried: on copies with random weights, cutting units out must give what masking them gives, in eval mode,
-    and the same shapes in train mode, or the group is left out. The classifier's outputs and the image's channels are
-    never units.
+    is then tried: on copies with random weights, cutting units out must give what masking them gives, in eval mode and
+    in train mode (there of whatever is not random), or the group is left out. The classifier's outputs and the image's
+    channels are never units.
 
     Args:
         model: Any module.
@@ -139,11 +141,14 @@ def _exact(
     model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], skipped: dict[str, str]
 ) -> tuple[UnitGroup, ...]:
     """The groups whose removal gives exactly what masking gives; the others go to `skipped`."""
+    trial = copy_model(model)
+    _randomise_(trial, torch.Generator().manual_seed(0), gently=False)
+    gently = any(output.isnan().any() for output in probe(trial, example_inputs))
     exact: list[UnitGroup] = []
     pending = [groups] if groups else []
     while pending:  # all at once, which is the rule; where that fails, halves of them
         some = pending.pop()
-        reason = _difference(model, example_inputs, exact + some)
+        reason = _difference(model, example_inputs, exact + some, gently=gently)
         if reason is None:
             exact.extend(some)
         elif len(some) == 1:
@@ -155,10 +160,11 @@ def _exact(
 
 
 @torch.no_grad()
-def _randomise_(model: nn.Module, generator: torch.Generator) -> None:
+def _randomise_(model: nn.Module, generator: torch.Generator, *, gently: bool) -> None:
     """Random weights and running statistics: what is zero or one in a fresh network would hide differences.
 
-    Other vectors and single numbers only vary around their values, so that their logarithms, say, stay possible.
+    Other vectors and single numbers only vary around their values, so that their logarithms, say, stay possible;
+    gently, matrices do so, too.
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         noise = torch.randn(tensor.shape, generator=generator)
@@ -168,18 +174,22 @@ def _randomise_(model: nn.Module, generator: torch.Generator) -> None:
             tensor.copy_(0.3 * noise)
         elif not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point():
             continue
+        elif gently:
+            tensor.mul_(1 + 0.5 * noise.tanh().to(tensor))
         elif tensor.dim() > 1:
-            tensor.copy_(noise * (2 / max(1, tensor[0].numel())) ** 0.5)
+            tensor.copy_(noise * (2 / max(1, tensor.shape[1:].numel())) ** 0.5)
         else:
             tensor.add_((0.3 * noise).to(tensor))
 
 
-def _difference(model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup]) -> str | None:
+def _difference(
+    model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], *, gently: bool
+) -> str | None:
     """How the masked and the cut network differ when random units of `groups` go; None if they do not."""
     generator = torch.Generator().manual_seed(0)
     for fraction in _TRIALS:
         masked = copy_model(model)
-        _randomise_(masked, generator)
+        _randomise_(masked, generator, gently=gently)
         kept = {}
         for group in groups:
             kept[group.name] = torch.ones(group.size, dtype=torch.bool)
@@ -192,26 +202,50 @@ def _difference(model: nn.Module, example_inputs: ExampleInputs, groups: list[Un
         except UnitsError as error:
             return str(error)
         for training in (False, True):
-            if reason := _output_difference(masked.train(training), cut.train(training), example_inputs):
+            if reason := _output_difference(_in_mode(masked, training), _in_mode(cut, training), example_inputs):
                 return reason
     return None
 
 
+def _in_mode(model: nn.Module, training: bool) -> nn.Module:
+    """The model in eval mode, or in a train mode that is not random and takes a batch of one."""
+    for module in model.train(training).modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)):
+            module.eval()
+    return model
+
+
 def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: ExampleInputs) -> str | None:
-    """How the outputs differ: in eval mode their values, in train mode (dropout is random) only their shapes."""
+    """How the outputs differ; in train mode what is random may."""
     try:
         expected = probe(masked, example_inputs)
     except Exception:  # foreign code fails as it likes: in eval mode that is an error
         if not masked.training:
             raise
-        return None  # nothing to compare: such as a batch of one image, of which no batch norm can learn
+        return None  # nothing to compare: as where training takes other inputs
     try:
         actual = probe(cut, example_inputs)
     except Exception as error:  # noqa: BLE001  (any failure of foreign code means: not removable; it is reported)
         return f"the forward fixes its width ({str(error).partition(chr(10))[0] or type(error).__name__})"
-    for a, b in zip(expected, actual, strict=True):
-        if a.shape != b.shape:
-            return "removing its channels changes the shape of the output"
-        if not masked.training and not agree(a, b):
-            return "a removed channel differs from a zeroed one (as after an activation that does not map zero to zero)"
+    pairs = [*zip(expected, actual, strict=True)]
+    if any(a.shape != b.shape for a, b in pairs):
+        return "removing its channels changes the shape of the output"
+    if any(a.isnan().any() for a in expected):
+        return "with other weights the output is not a number, so that nothing can be compared"
+    differing = [number for number, (a, b) in enumerate(pairs) if not agree(a, b)]
+    if differing and masked.training:
+        again = _probe_with_other_randomness(masked, example_inputs)
+        differing = [number for number in differing if torch.equal(expected[number], again[number])]
+    if differing:
+        return "a removed channel differs from a zeroed one (as after an activation that does not map zero to zero)"
     return None
+
+
+def _probe_with_other_randomness(model: nn.Module, example_inputs: ExampleInputs) -> list[Tensor]:
+    """What `probe` gives with other random numbers."""
+    with private_randomness(model):
+        random.random()
+        np.random.random()
+        torch.rand(1)
+        torch.rand(1, device=device_of(model))
+        return probe(model, example_inputs)

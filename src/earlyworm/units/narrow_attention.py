@@ -57,7 +57,7 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             x = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-        x = x.transpose(1, 2).reshape(x.size(0), -1, self.num_heads * self.head_dim)
+        x = x.transpose(1, 2).reshape(x.size(0), _length(x, 2), self.num_heads * self.head_dim)
         x = self.out_proj(x)  # [N, L, E]
         if query.dim() == 2:
             return x.squeeze(0), None if weights is None else weights.squeeze(0)
@@ -76,7 +76,7 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
             projected = tuple(x.unsqueeze(0) for x in projected)
         elif not self.batch_first:
             projected = tuple(x.transpose(0, 1) for x in projected)
-        heads = [x.reshape(x.size(0), -1, self.num_heads, self.head_dim).transpose(1, 2) for x in projected]
+        heads = [x.reshape(x.size(0), _length(x, 1), self.num_heads, self.head_dim).transpose(1, 2) for x in projected]
         return [x.contiguous() if x.is_nested else x for x in heads]  # nested tensors are attended to only so
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
@@ -92,6 +92,11 @@ class NarrowMultiheadAttention(nn.MultiheadAttention):
             padding = _additive(key_padding_mask, q)[:, None, None]
             mask = padding if mask is None else mask + padding
         return mask
+
+
+def _length(x: Tensor, dim: int) -> int:
+    """The size of a dimension; of a nested tensor, in which it varies, what `reshape` takes instead."""
+    return -1 if x.is_nested else x.size(dim)
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
@@ -165,6 +170,14 @@ def keep_heads_(module: nn.Module, kept: Tensor) -> None:
 
 @cache
 def _narrow(cls: Any) -> type[nn.Module]:
-    """The narrow class for a class of modules."""
+    """The narrow class for a class of modules; pickle cannot find it by its name, so it says how it is made."""
     base = NarrowMultiheadAttention if issubclass(cls, nn.MultiheadAttention) else NarrowBiasedAttention
-    return base if cls is nn.MultiheadAttention else type(f"Narrow{cls.__name__}", (base, cls), {})
+    if cls is nn.MultiheadAttention:
+        return base
+    return type(f"Narrow{cls.__name__}", (base, cls), {"__reduce__": lambda self: (_new, (cls,), vars(self))})
+
+
+def _new(cls: Any) -> nn.Module:
+    """An empty module of the narrow class for a class of modules, which pickle fills."""
+    narrow = _narrow(cls)
+    return narrow.__new__(narrow)

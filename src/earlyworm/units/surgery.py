@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from earlyworm.errors import UnitsError
+from earlyworm.errors import UnitsError, first_line
 from earlyworm.inputs import ExampleInputs, few_examples, probe, unwrap_optimizer
 from earlyworm.units.groups import Slice, UnitGroup, gate_masks, named_tensors, tensor_of
 from earlyworm.units.narrow_attention import keep_heads_
@@ -33,8 +33,8 @@ def copy_model(model: nn.Module) -> nn.Module:
     try:
         with torch.inference_mode(False):
             clone = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise UnitsError(f"{type(model).__name__} cannot be copied: {error}") from error
+    except (RuntimeError, TypeError) as error:
+        raise UnitsError(f"{_culprit(model)} cannot be copied: {first_line(error)}") from error
     for parameter, copied_parameter in zip(model.parameters(), clone.parameters(), strict=True):
         vars(copied_parameter).update(vars(parameter))  # a parameter's own deepcopy forgets its attributes
     for original, copied in zip(model.modules(), clone.modules(), strict=True):
@@ -54,6 +54,20 @@ def copy_model(model: nn.Module) -> nn.Module:
             vars(copied).pop(name, None)
     HoldAtZero.strip_(clone)
     return clone
+
+
+def _culprit(model: nn.Module) -> str:
+    """What of a model cannot be copied: the first attribute of a module that cannot, or else all of it."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or isinstance(value, nn.Module):
+                continue
+            try:
+                copy.deepcopy(value)
+            except (RuntimeError, TypeError):
+                place = f"{name}.{attribute}" if name else attribute
+                return f"{type(model).__name__}: {place}, a {type(value).__name__},"
+    return type(model).__name__
 
 
 def comparable_copies(example_inputs: ExampleInputs, *models: nn.Module) -> tuple[tuple[nn.Module, ...], ExampleInputs]:
@@ -139,6 +153,10 @@ def remove_units_(
         _put_(tensor, _without(tensor, positions))
     for module in {model.get_submodule(name.rpartition(".")[0]) for name, tensor in tensors.items() if tensor in gone}:
         _sync_widths(module)
+    for prefix, hold in HoldAtZero.all_in(model):
+        for name, mask in hold.masks.items():
+            cuts = gone.get(tensors[prefix + name], {})
+            hold.masks[name] = _without(mask, {dim: some for dim, some in cuts.items() if mask.shape[dim] > 1})
 
 
 def key_of_another_shape(state: Mapping[str, Any], parameter: Tensor) -> str | None:
@@ -262,9 +280,9 @@ class AppliedTicket:
         for optimizer in optimizers:
             self._handles.append(unwrap_optimizer(optimizer).register_step_post_hook(lambda *_: hold(model)))
         tensors = named_tensors(model)
-        for name, mask in masks.items():
+        for name in masks:
             if tensors[name].requires_grad:
-                self._handles.append(_zero_gradient(tensors[name], mask))
+                self._handles.append(_zero_gradient(tensors[name], hold, name))
 
     def remove(self) -> None:
         """Let the masked entries move again; they start from zero."""
@@ -272,10 +290,10 @@ class AppliedTicket:
             handle.remove()
 
 
-def _zero_gradient(parameter: Tensor, mask: Tensor) -> RemovableHandle:
-    """Multiply the gradients of `parameter` by `mask` from now on, wherever the parameter is moved."""
+def _zero_gradient(parameter: Tensor, hold: HoldAtZero, name: str) -> RemovableHandle:
+    """Multiply the gradients of `parameter` by its mask from now on, wherever the parameter is moved."""
     handle: RemovableHandle = parameter.register_hook(  # type: ignore[no-untyped-call]
-        lambda gradient: gradient * mask.to(gradient.device)
+        lambda gradient: gradient * hold.masks[name].to(gradient.device)
     )
     return handle
 
@@ -299,13 +317,28 @@ class HoldAtZero:
             tensor.data.mul_(mask.to(tensor.device))  # .data: a backward pass may still be pending
 
     @staticmethod
-    def holds(module: nn.Module) -> bool:
-        """Whether there is such a hook on `module`."""
-        return any(isinstance(hook, HoldAtZero) for hook in module._forward_pre_hooks.values())
+    def all_in(model: nn.Module) -> list[tuple[str, HoldAtZero]]:
+        """All such hooks on modules of `model`, each with what goes before the names of its masks there."""
+        return [
+            (f"{name}." if name else "", hook)
+            for name, module in model.named_modules()
+            for hook in module._forward_pre_hooks.values()
+            if isinstance(hook, HoldAtZero)
+        ]
 
     @staticmethod
-    def strip_(module: nn.Module) -> None:
-        """Remove all such hooks from `module`."""
-        for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
-            for key in [key for key, hook in hooks.items() if isinstance(hook, HoldAtZero)]:
-                del hooks[key]
+    def masks_in(model: nn.Module) -> dict[str, Tensor]:
+        """All masks of such hooks by the names of the tensors in `model`."""
+        masks: dict[str, Tensor] = {}
+        for prefix, hold in HoldAtZero.all_in(model):
+            for name, mask in hold.masks.items():
+                masks[prefix + name] = mask & masks.get(prefix + name, mask)
+        return masks
+
+    @staticmethod
+    def strip_(model: nn.Module) -> None:
+        """Remove all such hooks from the modules of `model`."""
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._state_dict_pre_hooks):
+                for key in [key for key, hook in hooks.items() if isinstance(hook, HoldAtZero)]:
+                    del hooks[key]

@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-from earlyworm.errors import UnitsError
+from earlyworm.errors import UnitsError, first_line
 from earlyworm.inputs import ExampleInputs, call_model, copy_inputs, floating_tensors, private_randomness
 from earlyworm.units.groups import Role, Slice, UnitGroup, make_slice, named_tensors
 
@@ -19,6 +19,7 @@ _CONVS = (nn.modules.conv._ConvNd,)
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm)
 _IS_OUTPUT = "its channels are the model's output"
+_MOST_POSITIONS = 3_000_000  # a group of a large network has some 100,000; one that never ends has any number
 
 
 def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[list[UnitGroup], dict[str, str]]:
@@ -53,6 +54,7 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
             hint = "" if isinstance(example_inputs, Tensor) else " (a sequence is taken as the forward's arguments)"
             raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}{hint}") from error
 
+    effort = _Effort(graph)
     tensors = named_tensors(model)
     groups: list[UnitGroup] = []
     skipped: dict[str, str] = {}
@@ -63,9 +65,12 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
         if module not in graph.module2node:
             skipped[name] = "the forward on the example inputs does not use it"
             continue
-        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        group = _Group(graph, graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels,
-                                                      list(range(width))))  # fmt: skip
+        effort.begin()
+        try:
+            group = _Group(graph, module)
+        except Exception as error:  # noqa: BLE001  (any failure of foreign code means: not removable; it is reported)
+            skipped[name] = f"its channels cannot be followed ({first_line(error)})"
+            continue
         visited.update(group.producers())
         if reason := group.reason_to_skip():
             if reason != _IS_OUTPUT:
@@ -89,10 +94,37 @@ def _differentiable(output: Any) -> list[Tensor]:
     return tensors
 
 
-class _Group:
-    """One of torch-pruning's groups of coupled layers, read as units."""
+class _Effort:
+    """Ends the search for a group that goes round in circles, as that of an `einsum` may.
 
-    def __init__(self, graph: Any, group: Any) -> None:
+    Torch-pruning passes all positions along every edge of its graph through the edge's index mappings; this is one
+    more of them, which changes nothing.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self.positions = 0
+        for node in graph.module2node.values():
+            for edge in node.dependencies:
+                edge.index_mapping.append(self)
+
+    def begin(self) -> None:
+        """Count from 0 again."""
+        self.positions = 0
+
+    def __call__(self, positions: list[Any]) -> list[Any]:
+        """Count the positions that pass an edge."""
+        self.positions += 1 + len(positions)
+        if self.positions > _MOST_POSITIONS:
+            raise ValueError("what they are coupled with does not end")
+        return positions
+
+
+class _Group:
+    """One of torch-pruning's groups of coupled layers, read as units: that of a layer's output channels."""
+
+    def __init__(self, graph: Any, layer: nn.Module) -> None:
+        width = getattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels")
+        group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, [*range(width)])
         self.graph = graph
         self.items = [(item.dep.target, item.dep.handler, item.idxs, item.root_idxs) for item in group.items]
         self.width = 1 + max(group[0].idxs)

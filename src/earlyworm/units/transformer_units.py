@@ -120,17 +120,12 @@ class _Finder:
         found: list[UnitGroup] = []
         left_out = self._unknown(wanted)
         for block, descriptions in self._known:
-            chosen = _fitting(block, descriptions, wanted)
-            if chosen is None:
-                continue
-            if kind == "weights" and isinstance(chosen, Attention):
-                found += filter(self._is_new, matrix_groups(block, chosen))
-                continue
-            group = neuron_group(block, chosen) if isinstance(chosen, FeedForward) else head_group(block, chosen)
-            if reason := self._obstacle(block, chosen, group):
-                left_out[block.label] = reason
-            else:
-                found.append(group)
+            try:
+                found += self._groups_of(block, descriptions, kind, left_out)
+            except UnitsError as error:
+                if descriptions != describe(block.module, {}):  # the user's own description is wrong
+                    raise
+                left_out[block.label] = str(error)
         if not found:
             reasons = _some([f"{name}: {reason}" for name, reason in left_out.items()], "; ")
             raise UnitsError(
@@ -139,6 +134,25 @@ class _Finder:
             )
         self.skipped |= left_out
         return found
+
+    def _groups_of(
+        self, block: Block, descriptions: Sequence[Attention | FeedForward], kind: Kind, left_out: dict[str, str]
+    ) -> list[UnitGroup]:
+        """The groups of one block, none if it has none of the kind; if it has an obstacle, that goes to `left_out`.
+
+        Raises:
+            UnitsError: If the block is not as it is described.
+        """
+        chosen = _fitting(block, descriptions, _DESCRIBED_BY[kind])
+        if chosen is None:
+            return []
+        if kind == "weights" and isinstance(chosen, Attention):
+            return [*filter(self._is_new, matrix_groups(block, chosen))]
+        group = neuron_group(block, chosen) if isinstance(chosen, FeedForward) else head_group(block, chosen)
+        if reason := self._obstacle(block, chosen, group):
+            left_out[block.label] = reason
+            return []
+        return [group]
 
     def matching(self, patterns: Sequence[str]) -> list[UnitGroup]:
         """The weights of all matrices whose names match one of the patterns.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from earlyworm.errors import UnitsError
+from earlyworm.inputs import check_loaded
 
 
 def check_weights(model: nn.Module) -> None:
@@ -23,14 +24,13 @@ def check_weights(model: nn.Module) -> None:
             raise UnitsError(f"{name or 'the model'} is sharded (FSDP): search before sharding, or train with DDP")
     if getattr(model, "is_quantized", False):
         raise UnitsError(f"{type(model).__name__} is quantised: load it in full or half precision")
+    check_loaded(model)
     for name, parameter in model.named_parameters():
         kind = type(parameter)
         if kind.__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id"):  # the latter is DeepSpeed's
             raise UnitsError(f"{name} is sharded ({kind.__name__}): search before sharding, or train with DDP")
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise UnitsError(f"{name} has no shape yet: run one forward pass first")
-        if parameter.is_meta:
-            raise UnitsError(f"{name} is on the meta device: load the weights first")
+        if parameter.is_complex():
+            raise UnitsError(f"{name} is complex ({parameter.dtype}), and only real weights can be scored and cut")
         wrapped = not issubclass(kind, nn.Parameter) or _package(kind) in ("bitsandbytes", "torchao")
         if wrapped or not parameter.is_floating_point() or parameter.element_size() < 2:
             raise UnitsError(
