@@ -157,6 +157,8 @@ def _cost(rival: str, name: str) -> Cell:
         if of is None:
             return "-"
         paired, at_most = of
+        if paired.pairs < FEWEST_PAIRS:
+            return "too few seeds"
         interval = paired.ratio_interval
         told = share(paired.ratio) + (f" [{share(interval[0])}, {share(interval[1])}]" if interval else "")
         return f"at most {told}" if at_most else told
