@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import shlex
 import shutil
 import subprocess
@@ -220,6 +221,27 @@ def test_what_is_no_run(case, what, refused, copied):
     assert str(path) in line
     if case == "unfinished":
         assert f"finish the run with {small('runs').command().removesuffix(' --output runs')}\n" in line
+
+
+@pytest.mark.parametrize("what", ["report", "inspect"])
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("accuracy", {"final": "x"}, "final is 'x'"),
+        ("accuracy", {"recovery": [0.5, None, "x"]}, "recovery is (0.5, None, 'x')"),
+        ("search", {"history": []}, "history is empty"),
+        ("search", {"emerged": 1}, "emerged is 1"),
+        ("dense", {"macs": None}, "macs is None"),
+        ("layers", {"features.0": [1]}, "layers is {'features.0': (1,)"),
+    ],
+)
+def test_a_result_of_other_types(part, changes, said, what, refused, copied):
+    values = json.loads(copied.result.read_text())
+    values[part].update(changes)
+    copied.result.write_text(json.dumps(values))
+    line = refused(what, str(copied.path))
+    assert f"{copied.result} is damaged" in line
+    assert said in line
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: b"", lambda content: b"{}"])
@@ -498,3 +520,14 @@ def test_a_reader_who_leaves(copied, fresh_python):
             os.close(write)
     """)
     assert found == "1 \n1 \n"
+
+
+def test_without_a_standard_output(copied, fresh_python):
+    found = fresh_python(f"""
+        import subprocess, sys
+        for words in (["inspect", {str(copied.ticket)!r}], ["report", {str(copied.path)!r}]):
+            command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "earlyworm.cli", *words]
+            done = subprocess.run(command, stderr=subprocess.PIPE)
+            print(done.returncode, done.stderr.decode())
+    """)
+    assert found == "0 \n0 \n"

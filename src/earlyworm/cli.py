@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _report(options.path)
         else:
             _inspect(options.path)
-        sys.stdout.flush()  # what goes wrong with it is told here, not while Python ends
+        _flush()  # what goes wrong with it is told here, not while Python ends
     except EarlywormError as error:
         print(f"earlyworm: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 1
@@ -93,7 +93,7 @@ def _compare(options: Compare) -> int:
     _print(f"comparison: {options.grid.directory}")
     _print(f"report: {options.grid.directory / 'report.html'}")
     failed = [outcome for outcome in comparison.outcomes if outcome.state == "failed"]
-    sys.stdout.flush()
+    _flush()
     for outcome in failed:
         where = f"{outcome.method}, seed {outcome.seed}, {outcome.setting}"
         print(f"earlyworm: failed: {where}: {' '.join(str(outcome.error).splitlines())}", file=sys.stderr)
@@ -181,6 +181,12 @@ def _one_line(path: Path) -> str:
         return f"{path.name}: {headline(RunDirectory(path).read_result())}"
     except EarlywormError as error:
         return f"{path.name}: {error}"
+
+
+def _flush() -> None:
+    """Write out what was printed."""
+    if sys.stdout:  # it is None where the command was started without one
+        sys.stdout.flush()
 
 
 def _print(shown: Any) -> None:

@@ -22,7 +22,7 @@ from earlyworm.comparisons.grid_file import read_grid
 from earlyworm.comparisons.workers import check_jobs
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.names import task_by_name
+from earlyworm.experiments.names import check_model_name, task_by_name
 
 _RULE = re.compile("[─-]+")  # what the option parser draws between paragraphs
 _SUBCOMMANDS = re.compile(r" \(applied to [^)]*\)| Arguments are applied to the directly preceding subcommand.*")
@@ -138,6 +138,8 @@ def parse(arguments: list[str]) -> RunConfig | Compare | Report | Inspect:
             line = _one_line(shown.getvalue(), [option.name for option in fields(own)])
             print(f"earlyworm: {line} ({command} --help lists the options)", file=sys.stderr)
         raise
+    if isinstance(options, RunConfig):
+        check_model_name(options.model)
     if not isinstance(options, _Axes):
         return options  # type: ignore[no-any-return]  # tyro cannot say which one it is
     # Only what was given counts: defaults depend on each data set, and a file may say the rest.

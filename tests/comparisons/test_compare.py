@@ -197,6 +197,17 @@ def test_results_of_different_data_are_refused(copied, nothing_runs):
     )
 
 
+def test_results_of_other_examples_of_the_same_sizes_are_refused(copied, nothing_runs):
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    results = [RunDirectory.of(cell.config).result for cell in grid.cells()]
+    for path in results[:2]:  # from before there were digests
+        change_data(path, digest="")
+    assert compare(grid).marks == ()
+    change_data(results[3], digest="0123")
+    with pytest.raises(RunError, match="worm with seed 1 had data of digest 0123, early-bird with seed 1 of "):
+        compare(grid)
+
+
 def test_different_budgets_are_refused_before_anything_runs(tmp_path, nothing_runs):
     grid = grid_of(tmp_path / "runs", "worm", "worm:epochs=5", seeds=[0])
     with pytest.raises(RunError, match="worm:epochs=5 has epochs 5, worm has 4; make them agree"):

@@ -45,6 +45,7 @@ def followed(grid):
         ("g=worm:greedy_first=true", GridMethod("g", "worm", None, (("greedy_first", True),))),
         ("k=worm:units=heads+neurons", GridMethod("k", "worm", None, (("units", ("heads", "neurons")),))),
         ("c=worm:classes=3+5", GridMethod("c", "worm", None, (("classes", (3, 5)),))),
+        ("p=worm:weights=a+b.safetensors", GridMethod("p", "worm", None, (("weights", "a+b.safetensors"),))),
         ("f=worm:weights=a=b.safetensors", GridMethod("f", "worm", None, (("weights", "a=b.safetensors"),))),
     ],
 )
@@ -84,6 +85,10 @@ def test_a_method_as_a_table():
         ({"method": 3}, ["a table with `method`"]),
         ({"method": "worm", "name": "a:b"}, ["a name without : = and @"]),
         ({"method": "worm", "name": ""}, ["a name without"]),
+        ({"method": "worm", "weights": "a,b.safetensors"}, ["sets weights to 'a,b.safetensors'", "without commas"]),
+        ({"method": "worm", "text_columns": ["a+b"]}, ["sets text_columns to ('a+b',)", "for the whole grid"]),
+        ({"method": "worm", "label_column": " a"}, ["sets label_column to ' a'", "in one word"]),
+        ({"method": "worm", "text_columns": []}, ["sets text_columns to ()", "in one word"]),
         (3, ["method 3"]),
     ],
 )

@@ -19,7 +19,7 @@ from earlyworm.experiments.networks import build_network, load_network
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
-from runs import Recorder, copied, elsewhere, outcome, run_interrupted, small
+from runs import Recorder, copied, elsewhere, outcome, run_interrupted, same_tensors, small
 
 METHODS = ("dense", "narrow", "random", "late", "imp", "rst")
 
@@ -117,6 +117,20 @@ def test_late_trains_with_two_whole_schedules(tmp_path, monkeypatch):
     assert seen == [("search", 0.5), ("search", 1.0), ("retrain", 1.0)]
 
 
+@pytest.mark.parametrize("draw_epoch", [0.0, 2.0, 3.5])
+def test_the_schedule_ends_with_the_epochs_of_retraining(draw_epoch, tmp_path, monkeypatch):
+    seen, real = [], earlyworm.experiments.bench.train_steps
+
+    def recorded(*args, **options):
+        seen.append((options["stage"], options["progress"].after(options["first"] + options["steps"])))
+        return real(*args, **options)
+
+    monkeypatch.setattr(earlyworm.experiments.bench, "train_steps", recorded)
+    run(small(tmp_path, method="random", search_epochs=2, draw_epoch=draw_epoch, retrain_epochs=1, check_every=4.0))
+    searched = [("search", pytest.approx(draw_epoch / (draw_epoch + 1)))] if draw_epoch else []
+    assert seen == [*searched, ("retrain", pytest.approx(1.0))]
+
+
 # A uniformly narrower network.
 
 
@@ -134,6 +148,22 @@ def test_narrow_has_the_macs_of_the_ticket(name, fraction):
     widths = {name: int(kept.sum()) for name, kept in mask.kept.items()}
     share = max((widths[name] - 1.5) / size for name, size in units.sizes.items())
     assert all(widths[name] + 1.5 >= share * size for name, size in units.sizes.items())  # as uniform as whole units go
+
+
+@pytest.mark.parametrize("coupling", ["coupled", "independent"])
+@pytest.mark.parametrize("fraction", [0.3, 0.6])
+def test_narrow_has_widths_that_are_multiples_within_the_macs(coupling, fraction):
+    torch.manual_seed(0)
+    model, example = REFERENCE["resnet20"](classes=10, channels=3, width=1.0), torch.zeros(1, 3, 32, 32)
+    units = ew.find_channels(model, example, coupling=coupling)
+    macs = int(fraction * count_flops(model, example)[0] / 2)
+    mask = narrow_mask(model, units, macs, example, round_to=4)
+    ticket = ew.ticket_of(model, units, mask, method="narrow", pruning_ratio=0.0)
+    assert 0.9 * macs <= count_flops(ew.compact(model, ticket), example)[0] // 2 <= macs
+    assert ew.round_ticket(ticket, 4).mask.bits.equal(mask.bits)  # nothing is left to be rounded
+    assert all(int(kept.sum()) % 4 == 0 for kept in mask.kept.values()) or coupling == "independent"
+    with pytest.raises(ConfigError, match="units in every layer, rounded up to multiples of 4, have more"):
+        narrow_mask(model, units, 10**6, example, round_to=4)
 
 
 def test_narrow_cannot_come_down_to_nothing():
@@ -156,6 +186,14 @@ def test_narrow_starts_from_weights_of_its_own(done, tmp_path, first_weights):
     assert not torch.equal(cut[weight], first_weights[0][weight])
     fan_out = cut[weight].shape[0] * 9
     assert float(first_weights[0][weight].std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("start", ["rewind", "reinitialise"])
+def test_narrow_has_no_other_weights_to_start_from(start, done, tmp_path, first_weights):
+    config, _ = done["narrow"]
+    for begin in ("emergence", start):
+        run(dataclasses.replace(config, output=str(tmp_path), retrain_from=begin))
+    assert same_tensors(*first_weights)
 
 
 @pytest.mark.parametrize("name", REFERENCE)

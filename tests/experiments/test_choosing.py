@@ -76,6 +76,16 @@ def test_an_interrupted_choice_goes_on_to_the_same_result(chosen, tmp_path):
         assert outcome(again) == expected
 
 
+def test_what_the_others_have_cost_is_taken_off_a_budget_of_flops(chosen, tmp_path):
+    config, recorder = several(tmp_path / "whole", match="flops"), Recorder()
+    result = run(config, recorder)
+    budget = chosen[1].total.dense_train_flops  # of a run over as many epochs
+    assert 0.98 * budget <= result.total.train_flops <= budget
+    again = elsewhere(config, tmp_path / "again")
+    run_interrupted(again, len(recorder.events) - 4)
+    assert outcome(again) == outcome(config)
+
+
 def test_what_was_chosen_is_chosen_again_however_long_it_was_trained_since(tmp_path):
     config, recorder = several(tmp_path / "whole", epochs=12), Recorder()
     run(config, recorder)

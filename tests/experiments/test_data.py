@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -213,6 +214,18 @@ def test_fine_labels_are_preferred_to_coarse_ones(tmp_path):
     write(tmp_path / "train.parquet", both)
     write(tmp_path / "test.parquet", both)
     assert load_images(f"parquet:{tmp_path}", limit=None).test_labels.tolist() == [0, 1] * 4
+
+
+def test_the_digest_depends_on_every_image_and_label():
+    data, again = (load_images("digits", limit=50) for _ in range(2))
+    assert data.digest == again.digest
+    assert len(data.digest) == 16
+    changed = [
+        dataclasses.replace(data, **{name: torch.cat([tensor[:-1], tensor[-1:] + 1])})
+        for name, tensor in vars(data).items()
+        if name.startswith(("train", "test"))
+    ]
+    assert len({data.digest, *(other.digest for other in changed), load_images("digits", limit=49).digest}) == 6
 
 
 def test_to_moves_every_tensor():

@@ -11,6 +11,7 @@ import earlyworm.experiments.checkpoint
 import earlyworm.experiments.run
 import earlyworm.experiments.run_directory
 from earlyworm.errors import RunError, TicketError
+from earlyworm.experiments.data import load_data
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.files import write_atomically
@@ -121,6 +122,38 @@ def test_damaged_checkpoints(event, damaged, whole, tmp_path):
     assert [str(path) in text for path, (text,) in zip(reversed(files), recorder.told("note"), strict=True)] == [
         True
     ] * damaged
+    assert outcome(config) == outcome(whole)
+
+
+@pytest.mark.parametrize("event", [4, 8])  # in the search, in retraining
+@pytest.mark.parametrize("classes", [10, 9])
+def test_a_run_does_not_go_on_with_other_data(event, classes, whole, tmp_path, monkeypatch):
+    config = elsewhere(whole, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=event))
+    before = tree(tmp_path)
+
+    def changed(some):
+        data = load_data(some)
+        return dataclasses.replace(data, train_labels=data.train_labels.flip(0) % classes, classes=classes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("earlyworm.experiments.run.load_data", changed)
+        refused(config, RunError, str(RunDirectory.of(config).path), "was begun with other data", "--overwrite")
+    assert tree(tmp_path) == before
+    run(config)
+    assert outcome(config) == outcome(whole)
+
+
+def test_checkpoints_from_before_there_were_digests(whole, tmp_path):
+    config = elsewhere(whole, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=4))
+    checkpoints = RunDirectory.of(config).checkpoints
+    state = checkpoints.load(lambda text: None)
+    del state["data"]
+    checkpoints.save(state)
+    run(config)
     assert outcome(config) == outcome(whole)
 
 

@@ -1,16 +1,20 @@
 """The directory of a run: nothing of anybody else is touched, and damage is told."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from earlyworm.errors import RunError, TicketError
+from earlyworm.errors import ConfigError, RunError, TicketError
 from earlyworm.experiments.config import RunConfig
+from earlyworm.experiments.data import load_data
 from earlyworm.experiments.networks import load_network
+from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
-from runs import copied, refused, small, tree
+from runs import Recorder, copied, elsewhere, refused, small, tree
 
 
 def test_somebody_elses_directory(tmp_path, untrained):
@@ -46,6 +50,33 @@ def test_a_damaged_result(content, whole, tmp_path, untrained):
     refused(config, RunError, str(path), "run")
     with pytest.raises(RunError):
         load_network(RunDirectory.of(config).path)
+
+
+def test_a_model_that_is_not_there(tmp_path, untrained):
+    refused(small(tmp_path, model="resnet-18"), ConfigError, "unknown model 'resnet-18'", "did you mean 'resnet18'?")
+    assert tree(tmp_path) == {}
+
+
+def test_a_run_is_read_where_its_model_is_not_to_be_seen(whole, tmp_path, untrained):
+    config = dataclasses.replace(whole, output=str(tmp_path), model="network")
+    directory = RunDirectory.of(config)
+    shutil.copytree(RunDirectory.of(whole).path, directory.path)
+    for path in (directory.config, directory.result):
+        path.write_text(path.read_text().replace('"vgg11_bn"', '"network"'))
+    assert directory.read_config().model == directory.read_result().config.model == "network"
+    assert run(config) == directory.read_result()
+
+
+def test_what_another_process_has_ended_meanwhile_is_not_done_again(whole, tmp_path, untrained, monkeypatch):
+    config, recorder = elsewhere(whole, tmp_path), Recorder()
+
+    def load(some):
+        copied(whole, tmp_path)
+        return load_data(some)
+
+    monkeypatch.setattr("earlyworm.experiments.run.load_data", load)
+    assert run(config, recorder) == RunDirectory.of(whole).read_result()
+    assert "has ended before" in recorder.told("note")[-1][0]
 
 
 def test_a_file_in_the_place_of_the_directory(tmp_path, untrained):

@@ -177,6 +177,18 @@ def test_the_typical_text_is_the_example(load, tmp_path):
     assert data.example_inputs(3, None)["attention_mask"].sum(1).tolist() == [7, 5, 3]
 
 
+def test_the_digest_depends_on_texts_and_labels(load, tmp_path):
+    def digest(*rows):
+        write_csv(tmp_path / "train.csv", *zip(*rows, strict=True))
+        write_csv(tmp_path / "test.csv", ["good"], [0])
+        return load(f"csv:{tmp_path}").digest
+
+    first = digest(("good film", 1), ("bad", 0))
+    assert digest(("good film", 1), ("bad", 0)) == first
+    others = ([("good film", 0), ("bad", 1)], [("good plot", 1), ("bad", 0)], [("good", 1), ("film bad", 0)])
+    assert len({first, *(digest(*rows) for rows in others)}) == 4
+
+
 def test_to_moves_every_tensor_but_lengths(load, folder):
     data = load(f"csv:{folder}/reviews.csv").to("meta")
     tensors = [data.train_labels, data.test_labels, *data.train.columns.values(), data.test.starts]
@@ -216,6 +228,28 @@ def test_labels_that_are_words(load, tmp_path):
     assert (data.train_labels.tolist(), data.test_labels.tolist(), data.classes) == ([2, 0, 1], [1], 3)
 
 
+@pytest.mark.parametrize("other", ["test", "train"])
+def test_labels_that_are_words_in_one_split_are_words_in_all(other, load, refused, tmp_path):
+    rows = {"train": ["2", "x", "1"], "test": ["1", "x", "2"]} | {other: ["2", "1", "2"]}
+    for split, labels in rows.items():
+        write_csv(tmp_path / f"{split}.csv", ["good", "good bad", "good bad the"], labels)
+    if other == "test":
+        data = load(f"csv:{tmp_path}")
+        assert (data.train_labels.tolist(), data.test_labels.tolist(), data.classes) == ([1, 2, 0], [1, 0, 1], 3)
+    else:
+        refused(f"csv:{tmp_path}", "the test split", "has label 'x', but no training text has")
+
+
+def test_names_of_classes_are_words_where_other_labels_are(load, tmp_path):
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["b", "a"])})
+    Dataset.from_dict({"sentence": ["good"] * 2, "label": [0, 1]}, features=features).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    parquet(tmp_path / "test.parquet", {"sentence": ["good"] * 2, "label": ["a", "a"]})
+    data = load(f"parquet:{tmp_path}")
+    assert (data.train_labels.tolist(), data.test_labels.tolist()) == ([1, 0], [0, 0])
+
+
 def test_texts_with_commas_quotes_and_line_breaks(load, tmp_path):
     write_csv(tmp_path / "train.csv", ['good, "very"\ngood', "bad"], [1, 0])
     write_csv(tmp_path / "test.csv", ["bad"], [0])
@@ -247,6 +281,15 @@ def splits(path, test_labels, validation=True):
 def test_validation_is_held_out_where_test_has_no_labels(missing, load, tmp_path):
     splits(tmp_path, pyarrow.array([missing] * 3, pyarrow.int64()))
     data = load(f"parquet:{tmp_path}")
+    assert data.split == f"held out is the validation split of parquet:{tmp_path}"
+    assert data.test_labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"label_column": "label"}])
+def test_validation_is_held_out_where_test_has_no_column_of_labels(options, load, tmp_path):
+    splits(tmp_path, [0])
+    parquet(tmp_path / "test.parquet", {"sentence": ["good"] * 3})
+    data = load(f"parquet:{tmp_path}", **options)
     assert data.split == f"held out is the validation split of parquet:{tmp_path}"
     assert data.test_labels.tolist() == [1, 0]
 
@@ -354,6 +397,30 @@ def test_images_are_no_text(refused, tmp_path):
 def test_damaged_csv(refused, tmp_path):
     (tmp_path / "f.csv").write_text("text,label\ngood,1,2\n")
     refused(f"csv:{tmp_path}/f.csv", f"{tmp_path}/f.csv cannot be read", "get the file again")
+
+
+def test_columns_of_one_name(load, refused, tmp_path):
+    lines = ["good,1,,", "bad,0,,", "a,1,,"]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label,,", *lines]))
+    assert load(f"csv:{tmp_path}").train_labels.tolist() == [1, 0, 1]
+    (tmp_path / "test.csv").write_text("\n".join(["text,label,stars,stars", *lines]))
+    refused(f"csv:{tmp_path}", f"{tmp_path}/test.csv has 2 columns 'stars'", "rename all but one")
+
+
+def test_csv_without_rows_or_in_another_encoding(refused, tmp_path):
+    (tmp_path / "f.csv").write_text("text,label\n")
+    refused(f"csv:{tmp_path}/f.csv", f"{tmp_path}/f.csv has no rows", "add some")
+    (tmp_path / "f.csv").write_bytes("text,label\ndéjà vu,1\nbad,0\n".encode("latin-1"))
+    refused(f"csv:{tmp_path}/f.csv", f"{tmp_path}/f.csv is not UTF-8 in column 'text'", "save it in that encoding")
+
+
+def test_numbers_that_are_no_classes(refused, load, tmp_path):
+    path = write_csv(tmp_path / "f.csv", ["good"] * 20, [20230101 + day for day in range(20)], ("text", "label"))
+    cure = "number the classes from 0, or name another --label-column"
+    refused(f"csv:{path}", "column 'label' of the train split", "has label 20230120", "20230121 classes of 20", cure)
+    write_csv(path, ["good"] * 20, [1, 19] * 10)
+    assert load(f"csv:{path}").test_labels.tolist() == [1, 1, 19, 19]
 
 
 def test_a_tokenizer_that_is_missing(refused, folder, tmp_path):

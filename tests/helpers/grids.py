@@ -46,6 +46,10 @@ def states(comparison):
 
 
 def workers_of(process):
-    """The processes that a process has started."""
-    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
-    return [int(number) for number in found.stdout.split()]
+    """The processes that a process has started; servers of Python's multiprocessing, which stay, are none of ours."""
+
+    def found(*words):
+        told = subprocess.run(["pgrep", "-P", str(process), *words], capture_output=True, text=True, check=False)
+        return {int(number) for number in told.stdout.split()}
+
+    return sorted(found() - found("-f", "multiprocessing"))

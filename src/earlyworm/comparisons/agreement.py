@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from earlyworm.comparisons.comparison import Outcome, Setting
 from earlyworm.comparisons.grid import Cell
+from earlyworm.experiments.results import DataSummary
 
 # Options of data, network and budget; all others may differ between methods.
 _SAME = (
@@ -36,13 +37,17 @@ def budget_differences(cells: Sequence[Cell]) -> list[str]:
 
 def data_differences(outcomes: Iterable[Outcome]) -> list[str]:
     """Where results of one setting come from different data than the first one, in words."""
+    done = [outcome for outcome in outcomes if outcome.result is not None]
     return _distinct(
         f"{outcome.method} with seed {outcome.seed} had data of {name} {_shown(one)}, "
         f"{first.method} with seed {first.seed} of {_shown(other)}"
-        for first, outcome in _pairs([outcome for outcome in outcomes if outcome.result is not None])
+        for name in (field.name for field in dataclasses.fields(DataSummary))
+        # Of a result from before there were digests, the digest is empty, and tells nothing.
+        for first, outcome in _pairs(
+            [known for known in done if known.result and getattr(known.result.data, name) != ""]
+        )
         if outcome.result is not None and first.result is not None
-        for name, one in dataclasses.asdict(outcome.result.data).items()
-        if one != (other := getattr(first.result.data, name))
+        if (one := getattr(outcome.result.data, name)) != (other := getattr(first.result.data, name))
     )
 
 

@@ -21,7 +21,7 @@ from earlyworm.comparisons.comparison import Setting
 from earlyworm.comparisons.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.config import RunConfig, option_words
-from earlyworm.experiments.names import SEARCHES, Task, check_data_name, suggest, task_by_name
+from earlyworm.experiments.names import SEARCHES, Task, check_data_name, check_model_name, suggest, task_by_name
 from earlyworm.experiments.results import RunResult
 
 METHODS = (
@@ -248,9 +248,11 @@ class Grid:
         changes |= {"seed": seed} | ({"ratios": self.ratios} if ratio is None else {"ratio": ratio})
         changes |= {name: value for name, value in (("model", model), ("limit", limit)) if value is not None}
         try:
-            return RunConfig.for_text(**changes) if changes["task"] == "text" else RunConfig(**changes)
+            config = RunConfig.for_text(**changes) if changes["task"] == "text" else RunConfig(**changes)
+            check_model_name(config.model)
         except ConfigError as error:
             raise ConfigError(f"{method.label}: {error}") from error
+        return config
 
     def _task(self, model: str | None, data: str) -> Task:
         check_data_name(data)

@@ -50,11 +50,16 @@ class GridMethod:
         if self.method not in get_args(Method):
             raise ConfigError(f"unknown method {self.method!r}: {suggest(self.method, get_args(Method))}")
         own = [name for name in _HINTS if name not in _OF_THE_GRID]
-        for name, _ in self.options:
+        for name, value in self.options:
             if name in _OF_THE_GRID:
                 raise ConfigError(f"{self.label!r} cannot set {name}, which belongs to the whole grid: leave it out")
             if name not in own:
                 raise ConfigError(f"{self.label!r} sets an unknown option {name!r}: {suggest(name, own)}")
+            if not _readable(value):
+                raise ConfigError(
+                    f"{self.label!r} sets {name} to {value!r}, which cannot be written in one word: choose a value "
+                    "without commas, pluses and spaces at its ends, or set it for the whole grid"
+                )
         if self.follows is None:
             return
         if self.method not in FOLLOWED:
@@ -131,6 +136,14 @@ def _value(option: str, text: str) -> Any:
     if get_origin(kinds[0]) is tuple:
         return tuple(_single(word, get_args(kinds[0])[0]) for word in text.split("+"))
     return _single(text, kinds[0])
+
+
+def _readable(value: Any) -> bool:
+    """Whether `_text` of a value can be read again: what parts options, or the values of one, must not be in it."""
+    several = isinstance(value, tuple)
+    texts = [str(part) for part in (value if several else (value,))]
+    parting = {",", "+"} if several else {","}
+    return bool(texts) and not any(parting & set(text) or text != text.strip() for text in texts)
 
 
 def _single(text: str, kind: Any) -> Any:

@@ -15,7 +15,7 @@ from earlyworm.experiments.bench import Bench
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.training import stable_seed
 from earlyworm.masks.mask import Mask
-from earlyworm.tickets.compaction import compact
+from earlyworm.tickets.compaction import compact, round_ticket
 from earlyworm.tickets.drawing import full_mask, random_mask, ticket_of, uniform_mask
 from earlyworm.units.groups import gate_masks, named_tensors
 
@@ -42,7 +42,8 @@ def baseline_ticket(bench: Bench, dense: nn.Module, search: TicketSearch) -> Tic
     if config.method == "dense":
         mask = full_mask(units)
     elif config.method == "narrow" and config.macs is not None:
-        mask = narrow_mask(dense, units, config.macs, bench.data.example_inputs(1, config), config.min_units or 1)
+        example = bench.data.example_inputs(1, config)
+        mask = narrow_mask(dense, units, config.macs, example, config.min_units or 1, config.round_to)
     elif config.method == "narrow":
         mask = uniform_mask(units, ratio, min_units=config.min_units)
     else:
@@ -56,11 +57,13 @@ def chosen_at_random(config: RunConfig, units: Units) -> Mask:
     return random_mask(units, config.pruning_ratio, seed=seed, min_units=config.min_units)
 
 
-def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInputs, min_units: float = 1) -> Mask:
+def narrow_mask(
+    model: nn.Module, units: Units, macs: int, example: ExampleInputs, min_units: float = 1, round_to: int = 1
+) -> Mask:
     """The mask of a uniformly narrower network that has just not more than a number of MACs.
 
-    Every group keeps the same fraction of its units, but for rounding and for at most one unit more, by which the MACs
-    come nearer.
+    Every group keeps the same fraction of its units, but for rounding and for at most one unit more, or `round_to`, by
+    which the MACs come nearer.
 
     Args:
         model: The network.
@@ -68,17 +71,21 @@ def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInput
         macs: Multiply-accumulates per example, above 0.
         example: One example.
         min_units: How many units every group keeps at least.
+        round_to: Every width is a multiple of this, or whole.
 
     Returns:
         The mask: the first units of every group.
 
     Raises:
-        ConfigError: If even `min_units` in every group have more MACs.
+        ConfigError: If even `min_units` in every group, rounded up, have more MACs.
     """
 
+    def ticket(mask: Mask) -> Ticket:
+        drawn = ticket_of(model, units, mask, method="narrow", pruning_ratio=0.0)
+        return drawn if round_to == 1 else round_ticket(drawn, round_to)
+
     def macs_of(mask: Mask) -> int:
-        ticket = ticket_of(model, units, mask, method="narrow", pruning_ratio=0.0)
-        return count_flops(compact(model, ticket), example)[0] // 2
+        return count_flops(compact(model, ticket(mask)), example)[0] // 2
 
     if macs_of(full_mask(units)) <= macs:
         return full_mask(units)
@@ -90,11 +97,12 @@ def narrow_mask(model: nn.Module, units: Units, macs: int, example: ExampleInput
         else:
             enough = middle
     if enough == 1:
-        raise ConfigError(f"macs is {macs}, but {min_units:g} units in every layer have more: raise it")
-    mask = uniform_mask(units, enough, min_units=min_units)
+        rounded = "" if round_to == 1 else f", rounded up to multiples of {round_to},"
+        raise ConfigError(f"macs is {macs}, but {min_units:g} units in every layer{rounded} have more: raise it")
+    mask = ticket(uniform_mask(units, enough, min_units=min_units)).mask
     wider = {name: _one_more(mask, name) for name, kept in mask.kept.items() if not kept.all()}
     for name in sorted(wider, key=lambda name: macs_of(wider[name]), reverse=True):
-        trial = _one_more(mask, name)
+        trial = ticket(_one_more(mask, name)).mask
         if macs_of(trial) <= macs:
             mask = trial
     return mask

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.costs import count_flops
+from earlyworm.errors import RunError
 from earlyworm.experiments.checkpoint import Pauses
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import Data
-from earlyworm.experiments.results import CandidateResult, CheckRecord
+from earlyworm.experiments.results import CandidateResult, CheckRecord, DataSummary
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.training import Pace, Progress, train_steps
 from earlyworm.tickets.ticket import Ticket
@@ -133,6 +134,7 @@ class Bench:
     directory: RunDirectory
     accelerator: Accelerator
     data: Data
+    summary: DataSummary
     pace: Pace
     observer: Observer
     pauses: Pauses = field(default_factory=Pauses)
@@ -175,7 +177,22 @@ class Bench:
         """Save a checkpoint, in the first process."""
         if self.accelerator.is_main_process:
             with self.pauses.after():
-                self.directory.checkpoints.save(state)
+                self.directory.checkpoints.save({**state, "data": self.summary.digest})
+
+    def newest_checkpoint(self, directory: RunDirectory | None = None) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, of this run or in another directory; None if there is none.
+
+        Raises:
+            RunError: If it was made with other data.
+        """
+        directory = directory or self.directory
+        state = directory.checkpoints.load(self.observer.note)
+        if state and state.get("data", self.summary.digest) != self.summary.digest:
+            raise RunError(
+                f"{directory.path} was begun with other data ({state['data']}) than there are now "
+                f"({self.summary.digest}): put back what they were, or start afresh with --overwrite"
+            )
+        return state
 
     def release(self, model: nn.Module) -> None:
         """Take off what the accelerator has put around a network that is trained no more."""

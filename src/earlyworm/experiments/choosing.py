@@ -74,20 +74,21 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
     best = min(probed, key=lambda ratio: probed[ratio].speed)
     for ratio, candidate in probed.items():
         bench.observer.note(f"ratio {ratio:g}: the training losses of its first epochs sum to {candidate.speed:.4f}")
-    # In a place of its own: what the choice was made by stays, so that a run that goes on makes the same one.
-    chosen = _retrain(_own_bench(bench, "chosen", best), dense, None, own[best].directory)
-    if bench.accelerator.is_main_process:
-        bench.directory.write(bench.directory.ticket, chosen.ticket.to_bytes())
     results = tuple(_result(bench, ratio, probed.get(ratio), chosen=ratio == best) for ratio in sweep.searches)
     others = [result for result in results if not result.chosen]
-    longer = searched.steps - chosen.found.steps  # than the chosen one was searched for
+    longer = searched.steps - probed[best].found.steps  # than the chosen one was searched for
+    extra_flops = longer * bench.step_flops(dense) + sum(result.retrain_flops for result in others)
+    # In a place of its own: what the choice was made by stays, so that a run that goes on makes the same one.
+    chosen = _retrain(_own_bench(bench, "chosen", best), dense, None, own[best].directory, spent=extra_flops)
+    if bench.accelerator.is_main_process:
+        bench.directory.write(bench.directory.ticket, chosen.ticket.to_bytes())
     return Trained(
         found=chosen.found,
         ticket=chosen.ticket,
         small=chosen.small,
         retrained=chosen.retrained,
         candidates=results,
-        extra_flops=longer * bench.step_flops(dense) + sum(r.retrain_flops for r in others),
+        extra_flops=extra_flops,
         extra_seconds=searched.seconds - chosen.found.seconds + sum(r.retrain_seconds for r in others),
     )
 
@@ -110,18 +111,23 @@ def _keep(bench: Bench, dense: nn.Module, sweep: RatioSweep, ratio: float, found
     save_ticket(bench, sweep.draw(ratio, force=True))
 
 
-def _retrain(bench: Bench, dense: nn.Module, epochs: int | None, begun: RunDirectory | None = None) -> Candidate:
-    """Retrain one ratio's ticket for some epochs, or to the end, going on from where it was, or was `begun`."""
+def _retrain(
+    bench: Bench, dense: nn.Module, epochs: int | None, begun: RunDirectory | None = None, spent: int = 0
+) -> Candidate:
+    """Retrain one ratio's ticket for some epochs, or to the end, going on from where it was, or was `begun`.
+
+    Of a budget of FLOPs, `spent` are gone for the other ratios.
+    """
     begun = begun or bench.directory
     with bench.accelerator.main_process_first():  # it may still be writing, and it removes what is damaged
-        state = bench.directory.checkpoints.load(bench.observer.note) or begun.checkpoints.load(bench.observer.note)
+        state = bench.newest_checkpoint() or bench.newest_checkpoint(begun)
     if state is None:
         raise RunError(f"{begun.path} has a ticket, but no checkpoint that is whole: start again with --overwrite")
     found, ticket = Found(**state["found"]), Ticket.load(begun.ticket)
     if state["stage"] == "drawn":
         dense.load_state_dict(state["model"])
     small = compact_ticket(bench, dense, ticket, found)
-    return Candidate(bench, found, ticket, small, retrain(bench, dense, small, found, state, epochs))
+    return Candidate(bench, found, ticket, small, retrain(bench, dense, small, found, state, epochs, spent))
 
 
 def _result(bench: Bench, ratio: float, candidate: Candidate | None, *, chosen: bool) -> CandidateResult:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_type_hints
 
 from earlyworm.errors import ConfigError
 from earlyworm.experiments.checks import check_method, check_ranges, check_task, check_units, require, typed
-from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, check_model_name, suggest
+from earlyworm.experiments.names import SEARCHES, Method, Task, UnitKind, check_data_name, suggest
 from earlyworm.search.emergence import Emergence
 
 DEFAULT_CHI = {
@@ -181,7 +181,6 @@ class RunConfig:
         check_ranges(self)
         check_units(self)
         check_method(self)
-        check_model_name(self.model)
         check_data_name(self.data)
         check_task(self)
 

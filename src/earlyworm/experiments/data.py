@@ -43,6 +43,10 @@ class Data(Protocol):
         """Where the held-out examples came from, in words."""
 
     @property
+    def digest(self) -> str:
+        """A short one of all examples and labels, as they are used."""
+
+    @property
     def evaluation_batch(self) -> int:
         """How many held-out examples are evaluated at once."""
 

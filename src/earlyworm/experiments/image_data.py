@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import DataError, first_line
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.sources import Indices, Split, divide, only_classes, open_splits, pick
+from earlyworm.experiments.sources import Indices, Split, digest, divide, only_classes, open_splits, pick
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,6 +57,12 @@ class ImageData:
     def shape(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
         return tuple(self.train_images.shape[1:])
+
+    @property
+    def digest(self) -> str:
+        """Of all images and labels, trained on and held out."""
+        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        return digest(tensor.numpy(force=True) for tensor in tensors)
 
     def epoch_order(self, seed: int, epoch: int, batch: int) -> Tensor:
         """The order of the training images in an epoch."""

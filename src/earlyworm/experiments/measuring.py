@@ -17,7 +17,6 @@ from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import (
     AccuracyResult,
     CheckRecord,
-    DataSummary,
     DenseCost,
     RunResult,
     SearchResult,
@@ -44,10 +43,10 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
         dense: The dense network.
         notes: What the user should know, so far.
     """
-    config, data, pace = bench.config, bench.data, bench.pace
+    config, pace = bench.config, bench.pace
     found, retrained, ticket, small = trained.found, trained.retrained, trained.ticket, trained.small
     history = tuple(CheckRecord(**record) for record in found.history)
-    example = data.example_inputs(1, config)
+    example = bench.data.example_inputs(1, config)
     dense_macs, dense_flops = count_flops(dense, example)[0] // 2, bench.step_flops(dense)
     search_flops = found.steps * dense_flops - found.saved_flops
     ticket_cost, retrain_flops, layers = None, 0, {}
@@ -70,7 +69,7 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES[config.task]}},
         seed=config.seed,
         device=_device_name(bench.accelerator),
-        data=DataSummary(len(data.train_labels), len(data.test_labels), data.classes, data.shape, data.split),
+        data=bench.summary,
         search=SearchResult(
             method=config.method,
             emerged=found.emerged,

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from functools import cache
+from types import UnionType
+from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
 
 SCHEMA = 1
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,8 @@ class CandidateResult:
 class DataSummary:
     """How many examples there were, of which shape, and where the held-out ones came from.
 
-    The shape of an image is channels, height and width; of a text, the typical number of tokens.
+    The shape of an image is channels, height and width; of a text, the typical number of tokens. The digest is one of
+    all examples and labels, as they are used; empty if it is not known.
     """
 
     train: int
@@ -164,6 +170,7 @@ class DataSummary:
     classes: int
     shape: tuple[int, ...]
     split: str
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -214,15 +221,17 @@ class RunResult:
         search, ticket = values["search"], values["ticket"]
         parts = {
             "config": RunConfig.from_dict(values["config"]),
-            "data": DataSummary(**values["data"]),
-            "search": SearchResult(**{**search, "history": tuple(CheckRecord(**one) for one in search["history"])}),
-            "accuracy": AccuracyResult(**values["accuracy"]),
-            "dense": DenseCost(**values["dense"]),
-            "ticket": None if ticket is None else TicketCost(**ticket),
-            "total": TotalCost(**values["total"]),
-            "candidates": tuple(CandidateResult(**one) for one in values.get("candidates", ())),
+            "data": _made(DataSummary, values["data"]),
+            "search": _made(SearchResult, {**search, "history": _several(CheckRecord, search["history"])}),
+            "accuracy": _made(AccuracyResult, values["accuracy"]),
+            "dense": _made(DenseCost, values["dense"]),
+            "ticket": None if ticket is None else _made(TicketCost, ticket),
+            "total": _made(TotalCost, values["total"]),
+            "candidates": _several(CandidateResult, values.get("candidates", ())),
         }
-        return cls(**{**values, **parts})
+        if not search["history"]:
+            raise ValueError("history is empty")
+        return _made(cls, {**values, **parts})
 
 
 @contextmanager
@@ -238,6 +247,36 @@ def check_schema(values: Mapping[str, Any], schema: int, source: str, cure: str)
     """Make sure that the content of a JSON file is of the schema that is read here."""
     if values["schema"] != schema:
         raise RunError(f"{source} has schema {values['schema']}, but this version reads {schema}: {cure}")
+
+
+def _made(kind: Callable[..., _T], values: Mapping[str, Any]) -> _T:
+    """A dataclass of these values, which are of the types of its fields."""
+    for name, hint in _hints(kind).items():
+        if name in values and not _fits(values[name], hint):
+            raise TypeError(f"{name} is {reprlib.repr(values[name])}")
+    return kind(**values)
+
+
+def _several(kind: Callable[..., _T], several: Iterable[Mapping[str, Any]]) -> tuple[_T, ...]:
+    return tuple(_made(kind, values) for values in several)
+
+
+@cache
+def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value with tuples for lists is of a type; a whole number may stand for a fraction."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
+    if kind is tuple:
+        kinds = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -32,7 +32,7 @@ def compact_ticket(bench: Bench, dense: nn.Module, ticket: Ticket, found: Found)
     if found.pruned is None:  # else retraining goes on, and `dense` is not the network that was searched
         with accelerator.autocast():  # not prepared yet, for a network that once was is not prepared again
             found.pruned = evaluate(small, data, config, accelerator)
-    if config.retrain_from == "emergence":
+    if config.retrain_from == "emergence" or config.method == "narrow":  # whose weights are random ones, and its own
         return small
     seed = stable_seed(config.seed, "reinitialise") if config.retrain_from == "reinitialise" else None
     initial, _ = build_network(config, classes=data.classes, shape=data.shape, seed=seed)
@@ -46,10 +46,11 @@ def retrain(
     found: Found,
     state: dict[str, Any] | None,
     epochs: int | None = None,
+    spent: int = 0,
 ) -> Retrained:
-    """Train the compacted network for the rest of the budget, or for its first `epochs` only."""
+    """Train the compacted network for the rest of the budget, or for its first `epochs` only; see `_steps_left`."""
     config, pace, accelerator = bench.config, bench.pace, bench.accelerator
-    total = _steps_left(bench, dense, small, found)
+    total = _steps_left(bench, dense, small, found, spent)
     last = total if epochs is None else min(total, bench.steps(epochs))
     retrained = Retrained()
     optimizer = make_optimizer(small, config)
@@ -83,15 +84,18 @@ def retrain(
     return retrained
 
 
-def _steps_left(bench: Bench, dense: nn.Module, small: nn.Module, found: Found) -> int:
-    """Optimizer steps of retraining: the given epochs, or what is left of the budget of epochs or FLOPs."""
+def _steps_left(bench: Bench, dense: nn.Module, small: nn.Module, found: Found, spent: int) -> int:
+    """Optimizer steps of retraining: the given epochs, or what is left of the budget of epochs or FLOPs.
+
+    Of a budget of FLOPs, `spent` are gone for what else the run has trained.
+    """
     config = bench.config
     if config.retrain_epochs is not None:
         return bench.steps(config.retrain_epochs)
     left = bench.steps(config.epochs) - found.steps
     if config.match == "epochs":
         return left
-    return (left * bench.step_flops(dense) + found.saved_flops) // bench.step_flops(small)
+    return max(0, left * bench.step_flops(dense) + found.saved_flops - spent) // bench.step_flops(small)
 
 
 def arrange_memory(model: nn.Module, config: RunConfig) -> nn.Module:

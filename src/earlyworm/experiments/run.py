@@ -15,9 +15,9 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.measuring import measure
-from earlyworm.experiments.names import SEARCHES, suggest
+from earlyworm.experiments.names import SEARCHES, check_model_name, suggest
 from earlyworm.experiments.networks import build_network
-from earlyworm.experiments.results import RunResult
+from earlyworm.experiments.results import DataSummary, RunResult
 from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.experiments.searching import NoEmergence, find_ticket
@@ -59,11 +59,15 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
 
 def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, observer: Observer) -> RunResult:
     """The run on an accelerator that was made for it."""
-    if (ended := directory.ended(config)) is not None:
-        observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
+    if (ended := _ended(config, directory, observer)) is not None:
         return ended
+    check_model_name(config.model)
     with accelerator.main_process_first():
-        data = load_data(config).to(accelerator.device)
+        data = load_data(config)
+    summary = DataSummary(
+        len(data.train_labels), len(data.test_labels), data.classes, data.shape, data.split, data.digest
+    )
+    data = data.to(accelerator.device)
     pace = Pace.of(config, len(data.train_labels), accelerator.num_processes)
     dense, notes = build_network(config, classes=data.classes, shape=data.shape)
     data.check_model(dense, config)
@@ -78,8 +82,19 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
         observer.note(note)
 
     # Nothing was written before everything was known to be possible.
+    bench = Bench(config, directory, accelerator, data, summary, pace, observer)
     with directory.claimed() if accelerator.is_main_process else nullcontext():
-        return _work(Bench(config, directory, accelerator, data, pace, observer), dense, search, tuple(notes))
+        accelerator.wait_for_everyone()  # it is claimed before the others look
+        if (ended := _ended(config, directory, observer)) is not None:  # by another process, meanwhile
+            return ended
+        return _work(bench, dense, search, tuple(notes))
+
+
+def _ended(config: RunConfig, directory: RunDirectory, observer: Observer) -> RunResult | None:
+    """The result of the run, if it has ended before."""
+    if (ended := directory.ended(config)) is not None:
+        observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
+    return ended
 
 
 def _work(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, notes: tuple[str, ...]) -> RunResult:
@@ -91,7 +106,7 @@ def _work(bench: Bench, dense: nn.Module, search: TicketSearch | RatioSweep, not
     if config.track:
         accelerator.init_trackers("earlyworm", {name: str(value) for name, value in config.settings().items()})
     with accelerator.main_process_first():  # it removes what is damaged
-        state = directory.checkpoints.load(bench.observer.note)
+        state = bench.newest_checkpoint()
     trained = _train(bench, dense, search, state)
     result = measure(bench, trained, dense, notes)
     if accelerator.is_main_process:

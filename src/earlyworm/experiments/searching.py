@@ -131,7 +131,8 @@ def _schedule(bench: Bench, last: int) -> Progress:
         return Progress(max(1, last))
     if config.retrain_epochs is None:
         return Progress(bench.steps(config.epochs))
-    return Progress(bench.steps(config.search_epochs + config.retrain_epochs))
+    first = config.search_epochs if config.drawn_at is None else config.drawn_at
+    return Progress(max(1, bench.steps(first + config.retrain_epochs)))
 
 
 def _extruded(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,15 @@ _HELD_OUT = ("test", "validation")  # the first that exists and has labels
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 Indices = NDArray[np.int64]
+
+
+def digest(arrays: Iterable[NDArray[Any]]) -> str:
+    """A short hexadecimal digest of arrays: of their shapes, types and bytes."""
+    found = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        found.update(f"{array.shape} {array.dtype.str} ".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).data)
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def _read_members(read: Callable[[Indices], Any], members: Indices, indices: Ind
 def _cut(split: Split, noun: str) -> tuple[Indices, Indices]:
     """Indices of the examples that are left to train on, and of those held out: a fifth of every class."""
     order = np.random.default_rng(FIXED_SEED).permutation(len(split.labels))
-    members = [order[split.labels[order] == label] for label in range(split.classes)]
+    members = [order[split.labels[order] == label] for label in np.unique(split.labels)]
     held = np.sort(np.concatenate([indices[: round(len(indices) / 5)] for indices in members]))
     if not len(held):
         raise DataError(f"{len(order)} {noun}s in {split.name} are too few to hold out a fifth: add {noun}s")
@@ -163,30 +174,48 @@ def open_splits(
     if "train" not in data:
         raise DataError(f"{name} has no split 'train', only {', '.join(data)}: name another data set")
 
-    words: list[str] | None = None  # labels of the training split, where they are words
-    splits: list[Split] = []
+    found: list[_Labels] = []
     for split in ("train", *_HELD_OUT):
         if split not in data:
             continue
         dataset, where = data[split], f"the {split} split of {name}"
         column = _label_column(dataset, label_column)
+        if column is None and split == "test" and "validation" in data:
+            continue  # the labels are held back
+        there = ", ".join(dataset.features)
+        if column is None and label_column is not None:
+            raise DataError(f"no column {label_column!r} for the labels in {where}: choose from {there}")
         read = reader(dataset, where, column)
         if column is None:
             cure = "call it label, or name it with --label-column"
-            raise DataError(f"no column of labels in {where} (it has {', '.join(dataset.features)}): {cure}")
+            raise DataError(f"no column of labels in {where} (it has {there}): {cure}")
         values, feature = dataset.select_columns([column])[:][column], dataset.features[column]
-        if "string" in str(getattr(feature, "dtype", "")):
-            words = sorted({value for value in values if value}) if words is None else words
-            values = _numbered(values, words, where, noun)
-        splits.append(_split(where, values, feature, read, noun))
-        if len(splits) > 1 and (splits[-1].labels >= 0).any():
-            splits[1:] = splits[-1:]
+        found.append(_Labels(where, column, values, feature, read))
+        if len(found) > 1 and any(map(_known, values)):
+            found[1:] = found[-1:]
             break  # else the labels are held back, as those of GLUE's test splits are
-    used = splits[:2]
-    for found in used:
-        if found.flaw:
-            raise DataError(found.flaw)
+    used = [_split(labels, noun) for labels in _numbered(found[:2], noun)]
+    for part in used:
+        if part.flaw:
+            raise DataError(part.flaw)
+    _check_classes(found[0], used[0], noun)
     return used
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The labels of a split as they are stored, in which column, of which type; and what reads its examples."""
+
+    where: str
+    column: str
+    values: list[Any]
+    feature: Any
+    read: Callable[[Indices], Any]
+
+
+def _known(value: Any) -> bool:
+    """Whether a label says something: neither empty nor a negative number."""
+    return value not in (None, "") and not (isinstance(value, int) and value < 0)
 
 
 def _label_column(dataset: Dataset, wanted: str | None) -> str | None:
@@ -194,9 +223,7 @@ def _label_column(dataset: Dataset, wanted: str | None) -> str | None:
     import datasets
 
     if wanted is not None:
-        if wanted not in dataset.features:
-            raise DataError(f"no column {wanted!r} for the labels: choose from {', '.join(dataset.features)}")
-        return wanted
+        return wanted if wanted in dataset.features else None
     found = []
     for column, feature in dataset.features.items():
         # Without the metadata of datasets, labels are integers; in CSV files they may be words.
@@ -212,19 +239,38 @@ def pick(found: list[str], preferred: Iterable[str]) -> str | None:
     return next((column for column in preferred if column in found), found[0] if len(found) == 1 else None)
 
 
-def _numbered(values: list[str | None], words: list[str], where: str, noun: str) -> list[int | None]:
-    """Labels that are words as numbers."""
-    numbers = {word: number for number, word in enumerate(words)}
-    for value in values:
-        if value and value not in numbers:
-            raise DataError(f"{where} has label {value!r}, but no training {noun} has: leave it out, or train on it")
-    return [numbers.get(value or "") for value in values]
+def _numbered(splits: list[_Labels], noun: str) -> list[_Labels]:
+    """The same labels as numbers: where those of one split are words, those of every split are."""
+    if not any("string" in str(getattr(labels.feature, "dtype", "")) for labels in splits):
+        return splits
+    in_words = [[_word(value, labels.feature) for value in labels.values] for labels in splits]
+    numbers = {word: number for number, word in enumerate(sorted({word for word in in_words[0] if word}))}
+    for labels, words in zip(splits, in_words, strict=True):
+        for word in words:
+            if word and word not in numbers:
+                cure = "leave it out, or train on it"
+                raise DataError(f"{labels.where} has label {word!r}, but no training {noun} has: {cure}")
+    return [
+        replace(labels, values=[numbers.get(word or "") for word in words])
+        for labels, words in zip(splits, in_words, strict=True)
+    ]
 
 
-def _split(where: str, values: list[Any], feature: Any, read: Callable[[Indices], Any], noun: str) -> Split:
+def _word(value: Any, feature: Any) -> str | None:
+    """A label as it is written where labels are words."""
+    import datasets
+
+    if value is None or isinstance(value, str):
+        return value
+    named = isinstance(feature, datasets.ClassLabel) and 0 <= value < feature.num_classes
+    return str(feature.names[value] if named else value)
+
+
+def _split(stored: _Labels, noun: str) -> Split:
     """A split with these labels."""
     import datasets
 
+    where, values, feature = stored.where, stored.values, stored.feature
     try:
         labels = np.array([-1 if value is None else value for value in values] or np.empty(0, np.int64))
         labels = labels.astype(np.int64, casting="same_kind")
@@ -235,7 +281,19 @@ def _split(where: str, values: list[Any], feature: Any, read: Callable[[Indices]
     flaw = "" if len(labels) else f"{where} is empty: add {noun}s to it"
     if len(wrong):
         flaw = f"{noun} {wrong[0]} of {where} has label {values[wrong[0]]}: leave it out or give it a class"
-    return Split(where, labels, classes, read, flaw)
+    return Split(where, labels, classes, stored.read, flaw)
+
+
+def _check_classes(stored: _Labels, train: Split, noun: str) -> None:
+    """Make sure that what are no classes, such as dates, is not taken for them."""
+    import datasets
+
+    count, most = len(train.labels), train.classes - 1
+    if train.classes > count and not isinstance(stored.feature, datasets.ClassLabel):
+        raise DataError(
+            f"column {stored.column!r} of {train.name} has label {most}, which would make {train.classes} classes of "
+            f"{count} {noun}s: number the classes from 0, or name another --label-column"
+        )
 
 
 def open_data(name: str) -> dict[str, Dataset]:
@@ -277,11 +335,33 @@ def _read_files(place: Path, kind: str) -> dict[str, Dataset]:
     for split, paths in files.items():
         for path in paths:
             try:
-                table = read(path)
+                table = _checked(read(path), path, kind)
                 splits[split] = pyarrow.concat_tables([splits[split], table]) if split in splits else table
             except (OSError, pyarrow.ArrowException) as error:
                 raise DataError(f"{path} cannot be read ({first_line(error)}): get the file again") from error
     return {split: Dataset(table) for split, table in splits.items()}
+
+
+def _checked(table: Any, path: Path, kind: str) -> Any:
+    """A table that was read from a file, without columns that have no name and so may be there several times.
+
+    Raises:
+        DataError: If two columns have one name, or a CSV file has no rows or is not UTF-8.
+    """
+    import pyarrow
+
+    names = Counter(name.strip() for name in table.column_names)
+    if names[""] > 1:  # commas at the ends of all lines
+        table = table.select([number for number, name in enumerate(table.column_names) if name.strip()])
+    for name, count in Counter(table.column_names).items():
+        if count > 1:
+            raise DataError(f"{path} has {count} columns {name!r}: rename all but one")
+    if kind == "csv" and not table.num_rows:
+        raise DataError(f"{path} has no rows below the names of its columns: add some")
+    for field in table.schema if kind == "csv" else ():
+        if pyarrow.types.is_binary(field.type):
+            raise DataError(f"{path} is not UTF-8 in column {field.name!r}: save it in that encoding")
+    return table
 
 
 def _load(name: str) -> dict[str, Dataset]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.pretrained import load_tokenizer
-from earlyworm.experiments.sources import Indices, divide, only_classes, open_splits
+from earlyworm.experiments.sources import Indices, digest, divide, only_classes, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,6 +95,16 @@ class TextData:
     def shape(self) -> tuple[int, ...]:
         """The typical length of a training text, in tokens: that of the text nearest to the mean."""
         return (int(self.train.lengths[self._typical()[0]]),)
+
+    @property
+    def digest(self) -> str:
+        """Of all tokens and labels, trained on and held out."""
+        tensors = [
+            tensor
+            for tokens, labels in ((self.train, self.train_labels), (self.test, self.test_labels))
+            for tensor in (*tokens.columns.values(), tokens.starts, tokens.lengths, labels)
+        ]
+        return digest(tensor.numpy(force=True) for tensor in tensors)
 
     def to(self, device: torch.device | str) -> Self:
         """The same data on `device`."""
