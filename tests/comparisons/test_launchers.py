@@ -17,13 +17,15 @@ from grids import BRIEF, Watched, grid_of, states, workers_of
 from runs import elsewhere, outcome
 
 # What Slurm's own programs do, as far as submitit asks for it; a job is a process, and its number that of the process.
+# As by Slurm, its script is read at once: submitit renames the file then.
 SBATCH = """#!/bin/sh
 [ -n "$SBATCH_PARTITION" ] && echo "sbatch: error: invalid partition specified: $SBATCH_PARTITION" >&2 && exit 1
+script=$(cat "$1")
 (
     read SLURM_JOB_ID rest < /proc/self/stat
     export SLURM_JOB_ID SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0
     export SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
-    exec sh "$1" > /dev/null 2>&1
+    exec sh -c "$script" > /dev/null 2>&1
 ) > /dev/null 2>&1 &
 echo "Submitted batch job $!"
 """
