@@ -17,7 +17,8 @@ from PIL import Image
 from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.image_data import augment, epoch_order, load_images, normalise
 from earlyworm.experiments.names import DATA_NAMES
-from earlyworm.experiments.sources import FIXED_SEED, HUB_NAMES
+from earlyworm.experiments.sources import HUB_NAMES
+from earlyworm.experiments.splits import FIXED_SEED
 from pictures import pictures, table, write
 
 REAL = Path(os.environ.get("EARLYWORM_DATA", Path(__file__).parents[3] / "shared" / "data"))

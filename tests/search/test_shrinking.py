@@ -22,7 +22,7 @@ from earlyworm.inputs import call_model, floating_tensors
 from earlyworm.integrations.callback import SearchCallback
 from earlyworm.tickets.ticket import fingerprint
 from earlyworm.units.groups import gate_masks, named_tensors
-from earlyworm.units.surgery import AppliedTicket
+from earlyworm.units.holding import AppliedTicket
 from residual import loss_on, make_batch, make_network, states_equal
 from sentences import Sentences, make_bert, numbers
 from stepping import UNITS

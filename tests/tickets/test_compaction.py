@@ -22,7 +22,7 @@ import zoo
 from earlyworm import TicketError, UnitsError, compact, round_ticket
 from earlyworm.inputs import call_model, floating_tensors
 from earlyworm.units.groups import named_tensors
-from earlyworm.units.surgery import HoldAtZero
+from earlyworm.units.holding import HoldAtZero
 
 INDEPENDENT = ["plain", "resnet_basic", "resnet_bottleneck", "resnext", "pre_activation", "densenet", "inception",
                "mobilenet", "unet", "transposed", "flatten_norm", "conv1d", "doubled", "channels_last", "prelu",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import DataError, first_line
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.sources import Indices, Split, digest, divide, only_classes, open_splits, pick
+from earlyworm.experiments.splits import Indices, Split, digest, divide, only_classes, open_splits, pick
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from earlyworm.errors import ConfigError, DataError
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.pretrained import load_tokenizer
-from earlyworm.experiments.sources import Indices, digest, divide, only_classes, open_splits
+from earlyworm.experiments.splits import Indices, digest, divide, only_classes, open_splits
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,8 +12,9 @@ from earlyworm.inputs import processes
 from earlyworm.masks.mask import Mask
 from earlyworm.tickets.ticket import fingerprint
 from earlyworm.units.groups import Units, named_tensors
+from earlyworm.units.holding import HoldAtZero
 from earlyworm.units.renumbering import aliases, removable_kept, translate, units_left
-from earlyworm.units.surgery import HoldAtZero, key_of_another_shape, remove_units_
+from earlyworm.units.surgery import key_of_another_shape, remove_units_
 
 
 class Shrinking:

@@ -12,15 +12,9 @@ from earlyworm.inputs import ExampleInputs, agree, check_loaded, fitting, probe,
 from earlyworm.masks.mask import Mask
 from earlyworm.tickets.ticket import Ticket
 from earlyworm.units.groups import UnitGroup, gate_masks
+from earlyworm.units.holding import AppliedTicket, HoldAtZero
 from earlyworm.units.renumbering import removable_kept, translate
-from earlyworm.units.surgery import (
-    AppliedTicket,
-    HoldAtZero,
-    comparable_copies,
-    copy_model,
-    mask_units_,
-    remove_units_,
-)
+from earlyworm.units.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 
 
 def compact(
@@ -60,7 +54,7 @@ def compact(
         ticket = round_ticket(ticket, round_to)
     ticket = ticket.fitted(model)
     small = copy_model(model)
-    _compact_(small, ticket, (), HoldAtZero.masks_in(model))
+    _cut_(small, ticket, (), HoldAtZero.masks_in(model))
     if example_inputs is not None:
         _compare(model, small, ticket, example_inputs)
     return small
@@ -77,10 +71,10 @@ def compact_(model: nn.Module, ticket: Ticket, optimizers: Sequence[torch.optim.
     Raises:
         TicketError: If the ticket is for another model; nothing has changed then.
     """
-    _compact_(model, ticket.fitted(model), optimizers, {})
+    _cut_(model, ticket.fitted(model), optimizers, {})
 
 
-def _compact_(
+def _cut_(
     model: nn.Module, ticket: Ticket, optimizers: Sequence[torch.optim.Optimizer], held: dict[str, Tensor]
 ) -> None:
     """Cut a model down to a ticket that fits it, in place; `held`: masks of what is to be held at zero besides."""

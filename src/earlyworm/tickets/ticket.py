@@ -22,9 +22,10 @@ from earlyworm.inputs import unwrap
 from earlyworm.masks.mask import Mask
 from earlyworm.masks.ratios import Ratio
 from earlyworm.units.groups import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
+from earlyworm.units.holding import AppliedTicket
 from earlyworm.units.narrow_attention import OWN_HEADS
 from earlyworm.units.renumbering import aliases, structure_left, units_left
-from earlyworm.units.surgery import AppliedTicket, mask_units_
+from earlyworm.units.surgery import mask_units_
 
 FORMAT = "earlyworm.ticket"  # names the file format, not a module
 FORMAT_VERSION = 2
