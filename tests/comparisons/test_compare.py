@@ -189,11 +189,11 @@ def test_results_of_different_data_are_refused(copied, nothing_runs):
     change_data(RunDirectory.of(grid.cells()[1].config).result, train=150)
     with pytest.raises(RunError) as caught:
         compare(grid)
-    assert "worm with seed 0 had data of train 150, early-bird with seed 0 of 200" in str(caught.value)
+    assert "worm with seed 0 had data of train 150, early-bird with seed 0 had 200" in str(caught.value)
     assert "--force" in str(caught.value)
     assert (grid.directory / "comparison.json").exists() == before
     assert compare(grid, force=True).marks == (
-        "compared by force: worm with seed 0 had data of train 150, early-bird with seed 0 of 200",
+        "compared by force: worm with seed 0 had data of train 150, early-bird with seed 0 had 200",
     )
 
 
@@ -204,8 +204,19 @@ def test_results_of_other_examples_of_the_same_sizes_are_refused(copied, nothing
         change_data(path, digest="")
     assert compare(grid).marks == ()
     change_data(results[3], digest="0123")
-    with pytest.raises(RunError, match="worm with seed 1 had data of digest 0123, early-bird with seed 1 of "):
+    with pytest.raises(RunError, match="worm with seed 1 had data of digest 0123, early-bird with seed 1 had "):
         compare(grid)
+
+
+def test_results_that_began_with_other_weights_are_refused(copied, nothing_runs):
+    grid = dataclasses.replace(copied, methods=copied.methods[2:4])
+    for cell, digest in zip(grid.cells(), ("", "0123", "0123", "4567"), strict=True):
+        path = RunDirectory.of(cell.config).result
+        path.write_text(json.dumps({**json.loads(path.read_text()), "weights": digest}))
+    words = "worm with seed 1 had initial weights of digest 4567, worm with seed 0 had 0123"
+    with pytest.raises(RunError, match=words):
+        compare(grid)
+    assert compare(grid, force=True).marks == (f"compared by force: {words}",)
 
 
 def test_different_budgets_are_refused_before_anything_runs(tmp_path, nothing_runs):

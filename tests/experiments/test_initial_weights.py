@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from earlyworm import compact
 from earlyworm.errors import DataError, RunError
 from earlyworm.experiments.image_data import load_images
-from earlyworm.experiments.networks import build_network, load_network
+from earlyworm.experiments.networks import build_network, digest_weights, load_network
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from earlyworm.tickets.ticket import Ticket
@@ -54,6 +54,37 @@ def test_weights_from_a_file(whole, tmp_path):
     # The network of the run needs that file no longer.
     (tmp_path / "three.safetensors").unlink()
     assert held_out_accuracy(config) == result.accuracy.final
+
+
+@pytest.mark.parametrize("event", [4, 8])  # in the search, in retraining
+def test_a_run_does_not_go_on_with_other_weights(event, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    config = small(tmp_path / "runs", weights=str(weights))
+    files = []
+    for seed in (77, 78):
+        network, _ = build_network(small(tmp_path), classes=10, shape=(1, 8, 8), seed=seed)
+        save_file(network.state_dict(), weights)
+        files.append(weights.read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        run(config, Recorder(stop=event))
+    before = tree(tmp_path / "runs")
+    weights.write_bytes(files[0])
+    refused(config, RunError, str(RunDirectory.of(config).path), "was begun with other weights", "--overwrite")
+    assert tree(tmp_path / "runs") == before
+    weights.write_bytes(files[1])
+    assert run(config).weights == digest_weights(config)
+
+
+def test_the_digest_of_weights(whole, tmp_path):
+    assert digest_weights(whole) == ""
+    bare, model = (classifier_directory(tmp_path / str(some), pretrained=some) for some in (False, True))
+    earlier = RunDirectory.of(whole)
+    starts = [{"weights": str(earlier.path)}, {"weights": str(earlier.ticket)}, {"model": model}]
+    digests = [digest_weights(small(tmp_path, **start)) for start in starts]
+    assert len(set(digests)) == 3
+    assert all(len(digest) == 16 for digest in digests)
+    assert digest_weights(small(tmp_path, weights=str(earlier.model))) == digests[0]
+    assert digest_weights(small(tmp_path, model=bare)) == ""
 
 
 @pytest.mark.parametrize(

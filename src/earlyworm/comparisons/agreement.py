@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from earlyworm.comparisons.comparison import Outcome, Setting
 from earlyworm.comparisons.grid import Cell
-from earlyworm.experiments.results import DataSummary
+from earlyworm.experiments.results import DataSummary, RunResult
 
 # Options of data, network and budget; all others may differ between methods.
 _SAME = (
@@ -35,20 +35,23 @@ def budget_differences(cells: Sequence[Cell]) -> list[str]:
     )
 
 
-def data_differences(outcomes: Iterable[Outcome]) -> list[str]:
-    """Where results of one setting come from different data than the first one, in words."""
+def origin_differences(outcomes: Iterable[Outcome]) -> list[str]:
+    """Where results of one setting come from other data, or from other initial weights, than the first, in words."""
     done = [outcome for outcome in outcomes if outcome.result is not None]
+    origins = {id(outcome): _origin(outcome.result) for outcome in done if outcome.result is not None}
     return _distinct(
-        f"{outcome.method} with seed {outcome.seed} had data of {name} {_shown(one)}, "
-        f"{first.method} with seed {first.seed} of {_shown(other)}"
-        for name in (field.name for field in dataclasses.fields(DataSummary))
-        # Of a result from before there were digests, the digest is empty, and tells nothing.
-        for first, outcome in _pairs(
-            [known for known in done if known.result and getattr(known.result.data, name) != ""]
-        )
-        if outcome.result is not None and first.result is not None
-        if (one := getattr(outcome.result.data, name)) != (other := getattr(first.result.data, name))
+        f"{outcome.method} with seed {outcome.seed} had {name} {_shown(one)}, "
+        f"{first.method} with seed {first.seed} had {_shown(other)}"
+        for name in dict.fromkeys(name for origin in origins.values() for name in origin)
+        for first, outcome in _pairs([known for known in done if name in origins[id(known)]])
+        if (one := origins[id(outcome)][name]) != (other := origins[id(first)][name])
     )
+
+
+def _origin(result: RunResult) -> dict[str, Any]:
+    """What a result comes from, by name; without digests that are not known, which tell nothing."""
+    data = {f"data of {field.name}": getattr(result.data, field.name) for field in dataclasses.fields(DataSummary)}
+    return {name: value for name, value in {**data, "initial weights of digest": result.weights}.items() if value != ""}
 
 
 def circumstances(outcomes: Iterable[Outcome]) -> list[str]:

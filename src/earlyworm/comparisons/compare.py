@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from earlyworm.comparisons.agreement import budget_differences, circumstances, data_differences
+from earlyworm.comparisons.agreement import budget_differences, circumstances, origin_differences
 from earlyworm.comparisons.comparison import Comparison, Outcome
 from earlyworm.comparisons.grid import Cell, Grid
 from earlyworm.comparisons.worker import DONE, FAILED, LOCK_PATIENCE_SECONDS
@@ -108,7 +108,7 @@ def compare(
     with claim(grid.directory, LOCK_PATIENCE_SECONDS):
         _write(grid.directory / "grid.json", json.dumps(grid.given(), indent=1) + "\n")
         course.begin()
-        _require_force(data_differences(course.outcomes.values()), force)
+        _require_force(origin_differences(course.outcomes.values()), force)
         try:
             if course.ready:
                 with _engine(grid.directory, cells, jobs, launcher) as engine:
@@ -241,7 +241,7 @@ def _engine(folder: Path, cells: Sequence[Cell], jobs: int | None, launcher: Lit
 def _conclude(grid: Grid, course: _Course, marks: Sequence[str], force: bool) -> Comparison:
     """Put everything together, and write it."""
     outcomes = tuple(map(course.outcome, range(len(course.cells))))
-    differences = data_differences(outcomes)
+    differences = origin_differences(outcomes)
     _require_force(differences, force)
     forced = [f"compared by force: {difference}" for difference in (*marks, *differences)]
     comparison = Comparison(

@@ -128,13 +128,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that all stages of one run work with."""
+    """Everything that all stages of one run work with; `weights`: a digest of those that it starts with."""
 
     config: RunConfig
     directory: RunDirectory
     accelerator: Accelerator
     data: Data
     summary: DataSummary
+    weights: str
     pace: Pace
     observer: Observer
     pauses: Pauses = field(default_factory=Pauses)
@@ -177,22 +178,28 @@ class Bench:
         """Save a checkpoint, in the first process."""
         if self.accelerator.is_main_process:
             with self.pauses.after():
-                self.directory.checkpoints.save({**state, "data": self.summary.digest})
+                self.directory.checkpoints.save({**state, **self._origin})
 
     def newest_checkpoint(self, directory: RunDirectory | None = None) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, of this run or in another directory; None if there is none.
 
         Raises:
-            RunError: If it was made with other data.
+            RunError: If it was made with other data, or from other weights.
         """
         directory = directory or self.directory
         state = directory.checkpoints.load(self.observer.note)
-        if state and state.get("data", self.summary.digest) != self.summary.digest:
-            raise RunError(
-                f"{directory.path} was begun with other data ({state['data']}) than there are now "
-                f"({self.summary.digest}): put back what they were, or start afresh with --overwrite"
-            )
+        for name, now in self._origin.items():
+            if (before := (state or {}).get(name, now)) != now:
+                raise RunError(
+                    f"{directory.path} was begun with other {name} ({before}) than there are now ({now}): put back "
+                    "what they were, or start afresh with --overwrite"
+                )
         return state
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        """What must be as it was when the run goes on."""
+        return {"data": self.summary.digest, "weights": self.weights}
 
     def release(self, model: nn.Module) -> None:
         """Take off what the accelerator has put around a network that is trained no more."""

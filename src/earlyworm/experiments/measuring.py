@@ -70,6 +70,7 @@ def measure(bench: Bench, trained: Trained, dense: nn.Module, notes: tuple[str, 
         seed=config.seed,
         device=_device_name(bench.accelerator),
         data=bench.summary,
+        weights=bench.weights,
         search=SearchResult(
             method=config.method,
             emerged=found.emerged,

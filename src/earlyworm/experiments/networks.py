@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,22 @@ def build_network(
     if config.weights is not None and seed is None:
         notes = [*notes, *load_weights(model, config.weights)]
     return model, notes
+
+
+def digest_weights(config: RunConfig) -> str:
+    """A short hexadecimal digest of the files whose weights a run starts with.
+
+    Empty if there are none: its weights are random, or come from the Hub.
+    """
+    path = Path(config.model if config.weights is None else config.weights)
+    if not path.is_dir():
+        files = [] if config.weights is None else [path]
+    else:
+        files = sorted(path.glob("*.safetensors")) if config.weights is None else [RunDirectory(path).model]
+    found = hashlib.blake2b(digest_size=8)
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest() if files else ""
 
 
 def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:

@@ -193,6 +193,8 @@ class RunResult:
     """The ratios to choose from, if several were searched for."""
     notes: tuple[str, ...] = ()
     """What the user should know: replaced classifiers, groups that are left out."""
+    weights: str = ""
+    """A digest of the files whose weights it started with; empty if there were none, or it is not known."""
     schema: int = SCHEMA
 
     def to_json(self) -> str:

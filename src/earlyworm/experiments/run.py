@@ -16,7 +16,7 @@ from earlyworm.experiments.data import load_data
 from earlyworm.experiments.iterative_pruning import prune_iteratively
 from earlyworm.experiments.measuring import measure
 from earlyworm.experiments.names import SEARCHES, check_model_name, suggest
-from earlyworm.experiments.networks import build_network
+from earlyworm.experiments.networks import build_network, digest_weights
 from earlyworm.experiments.results import DataSummary, RunResult
 from earlyworm.experiments.retraining import arrange_memory, compact_ticket, retrain
 from earlyworm.experiments.run_directory import RunDirectory
@@ -82,7 +82,7 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
         observer.note(note)
 
     # Nothing was written before everything was known to be possible.
-    bench = Bench(config, directory, accelerator, data, summary, pace, observer)
+    bench = Bench(config, directory, accelerator, data, summary, digest_weights(config), pace, observer)
     with directory.claimed() if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # it is claimed before the others look
         if (ended := _ended(config, directory, observer)) is not None:  # by another process, meanwhile
