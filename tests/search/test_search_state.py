@@ -150,14 +150,18 @@ def test_states_that_do_not_fit(uninterrupted):
     wider = ew.TicketSearch(make_network(), units=UNITS, emergence=ew.Emergence(window=4))
     turned = {**state, "sizes": dict(reversed(state["sizes"].items()))}
     for target, wrong, message in [
-        (search, {**state, "version": 2}, "the state has version 2, but this one reads 4"),
+        (search, {**state, "version": 2}, "the state has version 2, but this one reads 5"),
         (search, {}, "the state has version None"),
         (other, state, "over other units"),
         (search, turned, "over other units"),
         (wider, state, "window 3, not 4"),
         (search, {**state, "pruning_ratio": 0.25}, "pruning_ratio=0.25, not 0.5"),
         (search, {**state, "min_units": 3}, "min_units=3, not None"),
-        (search, {**state, "taylor": {}}, "with another score"),
+        (
+            search,
+            {**state, "score": {"channels": "filter-l1"}},
+            r"with another score \(filter-l1\) than this one \(.+\)",
+        ),
     ]:
         with pytest.raises(ew.SearchError, match=message):
             target.load_state_dict(wrong)
@@ -167,7 +171,7 @@ def test_states_that_do_not_fit(uninterrupted):
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ({"taylor": {}}, ew.SearchError),
+        ({"score": {"channels": "mine"}}, ew.SearchError),
         ({"window": 4}, ew.SearchError),
         ({"history": [{"epoch": 3}]}, TypeError),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from earlyworm.errors import SearchError
 from earlyworm.masks.mask import Mask, check_finite
-from earlyworm.masks.scores import Score, choose_score, magnitude, score_units
+from earlyworm.masks.scores import Score, choose_score, magnitude, score_name, score_units
 from earlyworm.masks.selection import absolute_sum
 from earlyworm.masks.taylor import TaylorScore
 from earlyworm.units.groups import Units
@@ -62,7 +62,7 @@ class Scorer:
         if sums == self._sums and all(torch.equal(score, self.newest[name]) for name, score in newest.items()):
             raise SearchError(
                 "no score has changed since the last check: equal masks would look like emergence; are the parameters "
-                "that are scored frozen, or is another model trained?"
+                "that are scored frozen, is another model trained, or are steps too small for half-precision weights?"
             )
         check_finite(sums)
         self._sums, self.newest = sums, newest
@@ -80,9 +80,15 @@ class Scorer:
         if self._taylor:
             self._taylor.units = units
 
+    @property
+    def _names(self) -> dict[str, str]:
+        """The name of the score of each kind of units."""
+        return {kind: "taylor" if self._taylor else score_name(score) for kind, score in self._scores.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """What is remembered."""
         return {
+            "score": self._names,
             "scores": dict(self.newest),
             "sums": dict(self._sums),
             "taylor": self._taylor.state_dict() if self._taylor else None,
@@ -94,8 +100,9 @@ class Scorer:
         Raises:
             SearchError: If it is of another score; nothing has changed then.
         """
-        if (self._taylor is None) != (state["taylor"] is None):
-            raise SearchError("the state is of a search with another score: give the same one")
+        if state["score"] != self._names:
+            there, here = (", ".join(dict.fromkeys(names.values())) for names in (state["score"], self._names))
+            raise SearchError(f"the state is of a search with another score ({there}) than this one ({here})")
         self.newest = {name: score.cpu() for name, score in state["scores"].items()}
         self._sums = dict(state["sums"])
         if self._taylor:

@@ -112,6 +112,12 @@ def choose_score(units: Units, score: str | Score) -> tuple[dict[Kind, Score], U
     return chosen, units
 
 
+def score_name(score: Score) -> str:
+    """The name of a score: that under which the command knows it, or that of the function."""
+    known = (name for name, one in SCORES.items() if one is score)
+    return next(known, getattr(score, "__name__", type(score).__name__))
+
+
 def _automatic(units: Units, kind: Kind) -> str:
     """The score that suits units of `kind`."""
     if kind != "channels":

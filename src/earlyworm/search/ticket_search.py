@@ -28,7 +28,7 @@ from earlyworm.tickets.ticket import Ticket, library_versions
 from earlyworm.units.finding import units_of
 from earlyworm.units.groups import Units, gate_masks
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 
 class TicketSearch:
