@@ -56,7 +56,8 @@ class Judged:
     @property
     def values(self) -> tuple[object, ...]:
         """What was judged; where two comparisons have runs in common, it is the same."""
-        return self.claim, self.ours.setting.ratio, *self.ours.values.items(), *self.theirs.values.items()
+        ours = self.ours
+        return self.claim, ours.method, ours.setting.ratio, *ours.values.items(), *self.theirs.values.items()
 
 
 @dataclass(frozen=True)

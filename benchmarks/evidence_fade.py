@@ -211,7 +211,7 @@ def _reached(found: Sequence[Variant]) -> list[str]:
 
     def counted(words: str, holds: Reached) -> str:
         # Where two comparisons have runs in common, these count once.
-        known = {(v.setting.ratio, reached[0]): reached[1] for v in found if (reached := holds(v)) is not None}
+        known = {(v.label, v.setting.ratio, reached[0]): reached[1] for v in found if (reached := holds(v)) is not None}
         return f"{words}: in {sum(known.values())} of {len(known)}."
 
     def cost(rival: str, name: str, bound: float) -> Reached:
@@ -236,7 +236,7 @@ def _reached(found: Sequence[Variant]) -> list[str]:
     def standing(rival: str, match: str) -> Iterator[str]:
         some = [v.against(rival, "accuracy_final") for v in found if v.comparison.match == match]
         told = {
-            (s.setting.ratio, s.paired): STANDINGS[judge(s.paired, lower_is_better=False)]
+            (s.method, s.setting.ratio, s.paired): STANDINGS[judge(s.paired, lower_is_better=False)]
             for s in some
             if s is not None
         }

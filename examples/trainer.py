@@ -1,9 +1,10 @@
 """Find the ticket of a transformer that the Hugging Face Trainer trains: the four lines are marked.
 
-python examples/trainer.py [FOLDER]
+python examples/trainer.py [FOLDER [MODEL]]
 
-FOLDER holds train.parquet and validation.parquet with the columns `sentence` and `label`, such as SST-2. The same
-command goes on after a kill. `torchrun --nproc-per-node 2 examples/trainer.py` trains in two processes.
+FOLDER holds train.parquet and validation.parquet with the columns `sentence` and `label`, such as SST-2. MODEL is what
+is fine-tuned, such as google-bert/bert-base-uncased; without it, a tiny BERT is trained from scratch. The same command
+goes on after a kill. `torchrun --nproc-per-node 2 examples/trainer.py` trains in two processes.
 """
 
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from datasets import load_dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -26,7 +29,7 @@ from earlyworm.integrations.transformers import TicketCallback, load_pretrained,
 
 
 def make_tokenizer(sentences: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of words; a real one comes with a pretrained model."""
+    """A tokenizer of words."""
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.train_from_iterator(sentences, trainers.WordLevelTrainer(vocab_size=2000, special_tokens=["[PAD]", "[UNK]"]))
@@ -39,24 +42,32 @@ def accuracy(results) -> dict[str, float]:
     return {"accuracy": (results.predictions.argmax(1) == results.label_ids).mean().item()}
 
 
-def main(folder: Path, output: Path, limit: int | None = None) -> None:
+def make_model(words: int) -> BertForSequenceClassification:
+    """A tiny BERT with random weights."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    return BertForSequenceClassification(BertConfig(vocab_size=words, **sizes))
+
+
+def main(folder: Path, output: Path, pretrained: str | None = None, limit: int | None = None) -> None:
     set_seed(0)
     files = {split: str(folder / f"{split}.parquet") for split in ("train", "validation")}
     data = load_dataset("parquet", data_files=files)
-    tokenizer = make_tokenizer(data["train"]["sentence"])
+    if pretrained is None:
+        tokenizer = make_tokenizer(data["train"]["sentence"])
+        model = make_model(len(tokenizer))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        model = AutoModelForSequenceClassification.from_pretrained(pretrained)
     data = data.map(lambda row: tokenizer(row["sentence"], truncation=True, max_length=24), remove_columns="sentence")
     train = data["train"] if limit is None else data["train"].select(range(limit))
 
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
-    )
     trainer = Trainer(
-        BertForSequenceClassification(config),
+        model,
         TrainingArguments(
             str(output),
-            num_train_epochs=12,
-            per_device_train_batch_size=64,
-            learning_rate=1e-3,
+            num_train_epochs=4 if pretrained else 12,
+            per_device_train_batch_size=32,
+            learning_rate=5e-5 if pretrained else 1e-3,
             save_strategy="epoch",
             save_total_limit=2,
             report_to="none",
@@ -68,7 +79,15 @@ def main(folder: Path, output: Path, limit: int | None = None) -> None:
     )
     dense = trainer.model.num_parameters()
 
-    callback = TicketCallback(trainer, units=("heads", "neurons"), pruning_ratio=0.5, truncation=ew.Fade())  # 2
+    callback = TicketCallback(  # 2
+        trainer,
+        every=max(1, len(train) // 32 // 4),  # steps: four checks an epoch
+        units=("heads", "neurons"),
+        pruning_ratio=0.5,
+        score="taylor",
+        truncation=ew.Fade(),
+        emergence=ew.Emergence(window=5, epsilon=0.1 if pretrained else 0.25),  # a tiny model has few heads
+    )
     trainer.add_callback(callback)  # 3
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
 
@@ -81,4 +100,4 @@ def main(folder: Path, output: Path, limit: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/sst2"), Path("trainer-output"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "data/sst2"), Path("trainer-output"), *sys.argv[2:3])

@@ -65,11 +65,11 @@ def shown(capsys):
 
 
 def test_trainer(folder, tmp_path, monkeypatch, capsys):
-    run("trainer.py", folder, tmp_path / "whole", 320, monkeypatch=monkeypatch)
+    run("trainer.py", folder, tmp_path / "whole", None, 320, monkeypatch=monkeypatch)
     whole = shown(capsys)
     assert whole[2] < whole[3]
     assert whole[1] > 0.55
-    run("trainer.py", folder, tmp_path / "parts", 320, monkeypatch=monkeypatch, interrupted_at=(3, 4))
+    run("trainer.py", folder, tmp_path / "parts", None, 320, monkeypatch=monkeypatch, interrupted_at=(3, 4))
     assert shown(capsys) == whole
     first, second = (load_pretrained(tmp_path / name / "small").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
