@@ -22,7 +22,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 import earlyworm as ew
 from earlyworm.integrations.transformers import TicketCallback, load_pretrained, save_pretrained  # 1
@@ -81,7 +80,7 @@ def main(folder: Path, output: Path, pretrained: str | None = None, limit: int |
 
     callback = TicketCallback(  # 2
         trainer,
-        every=max(1, len(train) // 32 // 4),  # steps: four checks an epoch
+        every=max(1, len(trainer.get_train_dataloader()) // 4),  # steps: four checks an epoch
         units=("heads", "neurons"),
         pruning_ratio=0.5,
         score="taylor",
@@ -89,7 +88,9 @@ def main(folder: Path, output: Path, pretrained: str | None = None, limit: int |
         emergence=ew.Emergence(window=5, epsilon=0.1 if pretrained else 0.25),  # a tiny model has few heads
     )
     trainer.add_callback(callback)  # 3
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    # What is written last into a checkpoint: without it, the power went off meanwhile.
+    whole = sorted(output.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    trainer.train(resume_from_checkpoint=str(whole[-1].parent) if whole else None)
 
     ticket, result = callback.draw(), trainer.evaluate()["eval_accuracy"]
     if trainer.is_world_process_zero():

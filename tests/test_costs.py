@@ -202,6 +202,51 @@ def test_an_lstm_and_a_vector() -> None:
     assert measured.macs == 2 * 10 * (4 * 32 * 16 + 4 * 32 * 32) + 64
 
 
+def test_products_of_three_tensors_and_sums_of_products() -> None:
+    measured = cost(nn.Bilinear(3, 4, 5), (torch.randn(7, 3), torch.randn(7, 4)), repeats=1)
+    assert measured.macs == 3 * 4 * 5
+    assert measured.train_flops == 2 * measured.macs * 2  # with the gradient of the weight
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.vector = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:  # [2, 3, 6]
+            summed = torch.addbmm(torch.zeros(3, 4), x, self.matrix.expand(2, 6, 4))
+            return torch.addmv(torch.zeros(3), summed, self.vector)
+
+    assert cost(Sums(), torch.randn(2, 3, 6), repeats=1).macs * 2 == 2 * 3 * 6 * 4 + 3 * 4
+
+
+def test_a_module_that_is_given_a_parameter() -> None:
+    class Pool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.norm = nn.Parameter(torch.randn(1, 2, 8)), nn.LayerNorm(8)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            query = self.norm(self.query).expand(len(x), -1, -1)
+            pooled: Tensor = self.attention(query, x, x)[0]
+            return pooled
+
+    measured = cost(Pool(), torch.randn(3, 5, 8), repeats=1)
+    projections, products = (2 + 5 + 5 + 2) * 8 * 8, 2 * 2 * 5 * 8
+    assert measured.macs == projections + products
+    plain, normed = nn.Linear(4, 4), nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    assert cost(normed, x, repeats=1).train_flops == cost(plain, x, repeats=1).train_flops
+
+
+def test_the_batch_of_nested_inputs() -> None:
+    class Both(nn.Linear):
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            return super().forward(xs[0]) + super().forward(xs[1])
+
+    assert cost(Both(4, 2), {"xs": [torch.randn(32, 4), torch.randn(32, 4)]}, repeats=1).macs == 2 * 8
+
+
 def test_weights_that_are_not_there() -> None:
     with pytest.raises(UnitsError, match="weight is on the meta device: load the weights first"):
         cost(nn.Conv2d(3, 4, 3, device="meta"), zoo.images())

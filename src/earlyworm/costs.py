@@ -89,20 +89,22 @@ def count_flops(model: nn.Module, example_inputs: ExampleInputs) -> tuple[int, i
     """
     model = unwrap(model)
     inputs = copy_inputs(example_inputs)
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    # Two counters: at its end the first one takes the hooks away that some graphs could not be differentiated with.
+    there, back = (FlopCounterMode(display=False, custom_mapping=_FORMULAS) for _ in range(2))
     with (
         torch.inference_mode(False), torch.enable_grad(),
-        private_randomness(model), _left_as_it_is(model), _no_fast_path(), counter,
+        private_randomness(model), _left_as_it_is(model), _no_fast_path(),
     ):  # fmt: skip
-        outputs = list(floating_tensors(call_model(model.eval(), inputs)))
-        forward = counter.get_total_flops()
+        with there:
+            outputs = list(floating_tensors(call_model(model.eval(), inputs)))
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not outputs:
             raise UnitsError(f"{type(model).__name__} returns no floating-point tensor to count a backward pass of")
         differentiable = [output.sum() for output in outputs if output.requires_grad]
         if trainable and differentiable:
-            torch.autograd.grad(torch.stack(differentiable).sum(), trainable, allow_unused=True)
-        return forward, counter.get_total_flops()
+            with back:
+                torch.autograd.grad(torch.stack(differentiable).sum(), trainable, allow_unused=True)
+        return there.get_total_flops(), there.get_total_flops() + back.get_total_flops()
 
 
 @contextmanager
@@ -172,12 +174,38 @@ def _matrix_vector_flops(matrix: list[int], *_: Any, out_shape: object = None) -
     return 2 * math.prod(matrix)
 
 
+def _addmv_flops(added: list[int], matrix: list[int], *_: Any, out_shape: object = None) -> int:
+    """FLOPs of a matrix times a vector, added to another."""
+    return 2 * math.prod(matrix)
+
+
+def _addbmm_flops(added: list[int], first: list[int], second: list[int], *_: Any, out_shape: object = None) -> int:
+    """FLOPs of products of matrices, [b, n, m] times [b, m, p], that are summed up."""
+    return 2 * math.prod(first) * second[-1]
+
+
+def _trilinear_flops(
+    first: list[int], second: list[int], third: list[int], *arguments: Any, out_shape: object = None
+) -> int:
+    """FLOPs of a product of three tensors, as of `nn.Bilinear`: where each gets dimensions of 1 is in the arguments."""
+    sizes = []
+    for shape, places in zip((first, second, third), arguments, strict=False):
+        size = list(shape)
+        for place in places:
+            size.insert(place, 1)
+        sizes.append(size)
+    return int(2 * math.prod(map(max, *sizes)))
+
+
 # What PyTorch counts wrongly, or knows no formula for: attention on a CPU, which takes as much as elsewhere. Its own
 # formulas are unwrapped, since the counter wraps whatever it is given.
 _FORMULAS = {
     torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
     torch.ops.aten.mkldnn_rnn_layer_backward: _lstm_backward_flops,
     torch.ops.aten.mv: _matrix_vector_flops,
+    torch.ops.aten.addmv: _addmv_flops,
+    torch.ops.aten.addbmm: _addbmm_flops,
+    torch.ops.aten._trilinear: _trilinear_flops,
     torch.ops.aten.convolution_backward: _conv_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: unwrap_function(sdpa_flop),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: unwrap_function(sdpa_backward_flop),

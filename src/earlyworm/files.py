@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -58,8 +59,8 @@ def pack(state: Any) -> bytes:
             return value
         raise TypeError(f"a saved state cannot hold a {type(value).__name__}")
 
-    encoded = json.dumps(encode(state))
-    return save(tensors or {"empty": torch.zeros(0)}, {"state": encoded})
+    encoded, tensors = json.dumps(encode(state)), tensors or {"empty": torch.zeros(0)}
+    return save(tensors, {"state": json.dumps({"sha256": checksum(encoded, tensors), "state": encoded})})
 
 
 def unpack(content: bytes) -> Any:
@@ -71,8 +72,11 @@ def unpack(content: bytes) -> Any:
     try:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
-        encoded = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["state"])
-    except (SafetensorError, KeyError, ValueError) as error:
+        envelope = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["state"])
+        if envelope["sha256"] != checksum(envelope["state"], tensors):
+            raise ValueError("the checksum is wrong")
+        encoded = json.loads(envelope["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"the saved state is damaged ({error}): go on from an older one, or start afresh") from error
 
     def decode(value: Any) -> Any:
@@ -88,3 +92,12 @@ def unpack(content: bytes) -> Any:
         return {decode(key): decode(item) for key, item in value["dict"]}
 
     return decode(encoded)
+
+
+def checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """A digest of a text and of tensors on the CPU, with their names, types and shapes: a flipped bit changes it."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

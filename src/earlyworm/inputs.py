@@ -140,10 +140,8 @@ def floating_tensors(output: Any) -> Iterator[Tensor]:
 
 def batch_size(example_inputs: ExampleInputs) -> int:
     """The size of the first dimension of the first tensor in `example_inputs`; 1 if there is none."""
-    if isinstance(example_inputs, Tensor):
-        return example_inputs.shape[0] if example_inputs.dim() else 1
-    values = example_inputs.values() if isinstance(example_inputs, Mapping) else example_inputs
-    return next((value.shape[0] for value in values if isinstance(value, Tensor) and value.dim()), 1)
+    inputs = dict(example_inputs) if isinstance(example_inputs, Mapping) else example_inputs
+    return next((leaf.shape[0] for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def check_loaded(model: nn.Module) -> None:

@@ -102,6 +102,16 @@ def test_memory_layout(shape, memory_format):
     same(torch.randn(shape).to(memory_format=memory_format))
 
 
+def test_no_flipped_bit_goes_unnoticed():
+    content = pack({"a": torch.arange(3), "b": [1, 2.5, None, "x", (True,)]})
+    for place in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            with pytest.raises(RunError, match="the saved state is damaged"):
+                unpack(bytes(damaged))
+
+
 def test_views_store_what_they_show():
     base = torch.arange(24.0).reshape(2, 3, 4)
     assert torch.equal(unpack(pack(base[:, 1])), base[:, 1])

@@ -159,6 +159,16 @@ def test_checks_at_the_end_of_limited_epochs_and_of_streams(tmp_path):
     assert steps_of(callback) == [0, 3, 6]
 
 
+def test_checks_after_epochs_that_end_early(tmp_path):
+    class Short(Automatic):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 4 else None
+
+    for options in ({"max_epochs": 3}, {"max_epochs": -1, "max_steps": 14}):
+        _, callback = fit(tmp_path, Short(), search={"emergence": NEVER}, **options)
+        assert steps_of(callback) == [0, 4, 8, 12]
+
+
 def test_logs_to_every_logger_of_the_trainer(tmp_path):
     loggers = [CSVLogger(tmp_path / name, name="", version="") for name in ("a", "b")]
     _, callback = fit(tmp_path, search={"truncation": Constant(chi=0.1)}, logger=loggers)

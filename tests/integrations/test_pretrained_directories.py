@@ -154,6 +154,8 @@ def test_only_compacted_models_of_transformers_are_saved(tmp_path):
         save_pretrained(make_bert(), ticket, tmp_path)
     with pytest.raises(TicketError, match="was not compacted by this ticket"):
         save_pretrained(make("llama")[0], ticket, tmp_path)
+    with pytest.raises(TicketError, match=r"it has a '.*' of \[\d.*\], but that leaves .* round_ticket\(ticket, N\)"):
+        save_pretrained(compact(make_bert(), ticket, round_to=16), ticket, tmp_path)
     with pytest.raises(TicketError, match="Mine is no class of transformers"):
         save_pretrained(Mine(small.config), ticket, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -223,6 +225,30 @@ def test_weights_that_lack_some(broken):
     tensors.pop("classifier.weight")
     save_file(tensors, broken / "model.safetensors")
     refused(broken, "lack 'classifier.weight'")
+
+
+def test_an_index_that_a_larger_model_has_left(saved, tmp_path):
+    model = make_bert()
+    model.save_pretrained(tmp_path / "here", max_shard_size="5KB")
+    assert (tmp_path / "here" / "model.safetensors.index.json").exists()
+    small, ticket, inputs = make("bert")
+    save_pretrained(small, ticket, tmp_path / "here")
+    assert torch.equal(outputs(load_pretrained(tmp_path / "here"), inputs)["logits"], outputs(small, inputs)["logits"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_attention_heads", 7), ("hidden_size", "x"), ("hidden_act", "zzz"), ("hidden_size", None)],
+)
+def test_a_configuration_that_says_impossible_things(key, value, broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, key: value}))
+    refused(broken, "the configuration in .* cannot be read")
+
+
+def test_a_damaged_generation_config(broken):
+    (broken / "generation_config.json").write_text("{")
+    refused(broken, "the configuration in .* cannot be read")
 
 
 @pytest.mark.parametrize(

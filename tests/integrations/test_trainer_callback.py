@@ -6,7 +6,14 @@ from dataclasses import asdict
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    SwinConfig,
+    SwinForImageClassification,
+    Trainer,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from earlyworm import ConfigError, Constant, Emergence, SearchError, TicketSearch, UnitsError, compact
 from earlyworm.integrations.transformers import TicketCallback, load_pretrained, save_pretrained
@@ -124,6 +131,17 @@ def test_checks_at_the_end_of_epochs_of_uneven_length(tmp_path):
     assert steps_of(callback) == [0, 2, 4]
 
 
+def test_checks_after_epochs_that_end_early(tmp_path):
+    class Short(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step % 4 == 0
+            return control
+
+    trainer, callback = make_trainer(tmp_path, callbacks=[Short()], search={"emergence": NEVER}, num_train_epochs=3)
+    trainer.train()
+    assert steps_of(callback) == [0, 4, 8, 12]
+
+
 def test_checks_every_so_many_steps(tmp_path):
     trainer, callback = make_trainer(tmp_path, search={"emergence": NEVER, "every": 4}, max_steps=11)
     trainer.train()
@@ -174,7 +192,28 @@ def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
         assert torch.equal(stored.state_dict()[name], tensor), name
 
 
-def test_a_schedule_that_watches_a_metric_starts_over(tmp_path):
+def test_what_stops_at_emergence_is_not_replaced_by_an_earlier_model(tmp_path):
+    seen = []
+
+    def worse_and_worse(_):
+        seen.append(len(seen))
+        return {"score": 1.0 / len(seen)}
+
+    trainer, callback = make_trainer(
+        tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": worse_and_worse},
+        search={"on_emergence": "stop"}, save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="score", greater_is_better=True,
+    )  # fmt: skip
+    trainer.train()
+    assert callback.draw().step == trainer.state.global_step == 12
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-12")
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_a_schedule_that_watches_a_metric_starts_over(schedule, smooth, tmp_path):
+    if smooth and schedule != "greedy":
+        pytest.skip("it smooths nothing")
     seen = []
 
     def score(_):  # lower, and better from there
@@ -183,13 +222,13 @@ def test_a_schedule_that_watches_a_metric_starts_over(tmp_path):
 
     trainer, callback = make_trainer(
         tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": score},
-        eval_strategy="epoch", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="score",
-        lr_scheduler_kwargs={"patience": 1, "mode": "max"}, greater_is_better=True, num_train_epochs=6,
+        eval_strategy="epoch", lr_scheduler_type=schedule, metric_for_best_model="score", greater_is_better=True,
+        lr_scheduler_kwargs={"patience": 1, "mode": "max", **({"smooth": True} if smooth else {})}, num_train_epochs=6,
     )  # fmt: skip
     first = trainer.args.learning_rate
     trainer.train()
     assert callback.compacted
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {first}
+    assert min(group["lr"] for group in trainer.optimizer.param_groups) >= first
 
 
 def test_the_best_model_is_one_of_those_after_the_last_cut(tmp_path):
@@ -218,6 +257,55 @@ def test_what_the_trainer_saves_can_be_loaded(tmp_path):
     assert (tmp_path / "checkpoint-6" / "search.safetensors").exists()
     assert not (tmp_path / "checkpoint-6" / "ticket.safetensors").exists()
     assert not (tmp_path / "mine" / "search.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])  # whose weights transformers saves under other names
+def test_models_of_older_names_go_on_and_are_loaded(name, tmp_path):
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self):
+            self.images = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return {"pixel_values": self.images[i], "labels": (self.images[i].mean() > 0).long()}
+
+    def make():
+        torch.manual_seed(0)
+        if name == "vit":
+            sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+            return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
+        sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 4], "window_size": 2}
+        return SwinForImageClassification(SwinConfig(image_size=8, patch_size=2, **sizes))
+
+    options = {"data": Pictures(), "save_strategy": "epoch", "num_train_epochs": 3, "logging_strategy": "no"}
+    whole, callback = make_trainer(tmp_path / "whole", model=make(), **options)
+    whole.train()
+    assert callback.compacted
+    expected = whole.model.state_dict()
+    for step in (6, 12):  # the dense model, the smaller one
+        trainer, _ = make_trainer(tmp_path / "part", model=make(), **options)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for key, tensor in trainer.model.state_dict().items():
+            assert torch.equal(tensor, expected[key]), (step, key)
+    whole.save_model(tmp_path / "mine")
+    for folder in ("whole/checkpoint-18", "mine"):
+        assert load_pretrained(tmp_path / folder).state_dict().keys() == expected.keys()
+    assert "save_pretrained" not in vars(whole.model)
+
+
+def test_a_callback_that_was_removed_or_replaced_leaves_the_trainer_alone(tmp_path):
+    trainer, callback = make_trainer(tmp_path, search={"emergence": NEVER}, save_strategy="epoch", num_train_epochs=2)
+    second = TicketCallback(trainer, **UNITS, emergence=SOON)
+    trainer.remove_callback(callback)
+    trainer.add_callback(second)
+    trainer.train()
+    assert second.compacted
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    trainer.remove_callback(second)
+    trainer.save_model(tmp_path / "mine")
+    assert not (tmp_path / "mine" / "ticket.safetensors").exists()
 
 
 def test_nothing_emerges(tmp_path, caplog):

@@ -133,6 +133,17 @@ def test_a_damaged_search(step, saved, tmp_path):
     refused(SearchError, "search.safetensors is damaged", folder, tmp_path)
 
 
+def test_a_checkpoint_that_was_not_finished(saved, tmp_path):
+    folder = tmp_path / "killed"
+    shutil.copytree(saved / "checkpoint-18", folder)
+    (folder / "trainer_state.json").unlink()
+    refused(
+        SearchError, "is incomplete, as a kill while it was saved leaves it: resume from an older", folder, tmp_path
+    )
+    (folder / "search.safetensors").unlink()
+    refused(SearchError, "is incomplete", folder, tmp_path)
+
+
 @pytest.mark.parametrize("step", [6, 18])
 def test_a_checkpoint_of_another_search(step, saved, tmp_path):
     folder = saved / f"checkpoint-{step}"

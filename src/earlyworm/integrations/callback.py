@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -86,6 +87,11 @@ class SearchCallback:
         return 0 if self.search is None else self.search.cut
 
     @property
+    def _steps_since(self) -> int:
+        """Optimizer steps since the last check."""
+        return self._searching.steps - (self.history[-1].step if self.history else 0)
+
+    @property
     def _searching(self) -> TicketSearch:
         """The search, which has begun."""
         if self.search is None:
@@ -132,11 +138,10 @@ class SearchCallback:
         return search.history[before:]
 
     def _check(self, epoch_ends: bool) -> Check | None:
-        """Call it after every optimizer step; returns what was found, if it was time to look."""
+        """Call it after every optimizer step, and whenever an epoch ends; returns what was found, if it looked."""
         if self.search is None or self.compacted or self.search.emerged:
             return None
-        steps = self.search.steps - (self.search.history[-1].step if self.search.history else 0)
-        if not (epoch_ends if self.every == "epoch" else steps >= self.every):
+        if not (epoch_ends if self.every == "epoch" else self._steps_since >= self.every):
             return None
         self.search.update()
         _agree(self.search)
@@ -203,8 +208,13 @@ def as_logs(check: Check) -> dict[str, float]:
 def start_over(scheduler: Any) -> None:
     """Let a schedule that watches a metric begin anew: the smaller model has to beat itself, and not the dense one."""
     scheduler = getattr(scheduler, "scheduler", scheduler)  # inside of accelerate's wrapper
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        scheduler.best, scheduler.num_bad_epochs = scheduler.mode_worse, 0
+    names = {cls.__name__ for cls in type(scheduler).__mro__}
+    if names & {"ReduceLROnPlateau", "GreedyLR"}:
+        scheduler.best, scheduler.num_bad_epochs = math.inf if scheduler.mode == "min" else -math.inf, 0
+    if "GreedyLR" in names:  # of transformers
+        scheduler.num_good_epochs = 0
+        if scheduler.smooth:
+            scheduler._streaming_avg = type(scheduler._streaming_avg)(scheduler.window_size)
 
 
 def _size(model: nn.Module) -> int:

@@ -104,14 +104,12 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Check if it is time; stop or compact if the ticket has emerged."""
         # Not `on_train_epoch_end`: a checkpoint that is saved after the validation would lack the check.
-        cut = self._cut
-        check = self._check(epoch_ends=trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
-        if check is not None:
-            self._log(trainer, check)
-            if self.emerged:
-                self._go_on(trainer)
-            elif self._cut > cut:
-                _forget_best(trainer)
+        self._look(trainer, epoch_ends=trainer.is_last_batch or batch_idx + 1 == trainer.num_training_batches)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Check after an epoch that was ended early, unless training ends there."""
+        ends = trainer.should_stop or 0 < trainer.max_steps <= trainer.global_step
+        self._look(trainer, epoch_ends=self.search is not None and self._steps_since > 0 and not ends)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Detach the search."""
@@ -120,6 +118,17 @@ class TicketCallback(SearchCallback, _callback_class()):  # type: ignore[misc]  
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Put the search into a checkpoint; None if it has not begun, as where a learning rate is looked for before."""
         checkpoint[STATE] = None if self.search is None else self._export()
+
+    def _look(self, trainer: Any, *, epoch_ends: bool) -> None:
+        """Check if it is time; stop or compact if the ticket has emerged."""
+        cut = self._cut
+        check = self._check(epoch_ends=epoch_ends)
+        if check is not None:
+            self._log(trainer, check)
+            if self.emerged:
+                self._go_on(trainer)
+            elif self._cut > cut:
+                _forget_best(trainer)
 
     def _go_on(self, trainer: Any) -> None:
         self._take(trainer.optimizers, trainer.strategy.model)

@@ -6,6 +6,8 @@ Needs the extra `transformers`: `pip install 'earlyworm[transformers]'`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, 
 from earlyworm.search.history import Check
 
 try:
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer import TRAINER_STATE_NAME
     from transformers.trainer_utils import has_length
 except ImportError as error:
     raise MissingPackageError("transformers is not installed: pip install 'earlyworm[transformers]'") from error
@@ -76,12 +79,16 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
 
         @functools.wraps(load)
         def load_from_checkpoint(folder: str, *args: Any, **kwargs: Any) -> Any:
-            self._before_load(Path(folder))
+            if self._is_added:
+                self._before_load(Path(folder))
             return load(folder, *args, **kwargs)
 
         @functools.wraps(save)
         def save_model(output_dir: str | None = None, _internal_call: bool = False, **kwargs: Any) -> Any:
-            result = save(output_dir, _internal_call=_internal_call, **kwargs)
+            if not self._is_added:
+                return save(output_dir, _internal_call=_internal_call, **kwargs)
+            with _own_names(trainer.accelerator.unwrap_model(trainer.model)):
+                result = save(output_dir, _internal_call=_internal_call, **kwargs)
             if trainer.args.should_save:
                 self._after_save(Path(output_dir or trainer.args.output_dir), whole=_internal_call)
             return result
@@ -119,8 +126,30 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
     ) -> TrainerControl:
         """Check if it is time; stop or compact if the ticket has emerged."""
         # Not `on_epoch_end`: a checkpoint that is saved after the last step of an epoch would lack the check.
+        return self._look(state, control, epoch_ends=state.epoch == int(state.epoch))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Check after an epoch that was ended early, unless training ends there."""
+        early = self.search is not None and self._steps_since > 0 and not control.should_training_stop
+        return self._look(state, control, epoch_ends=early)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detach the search."""
+        self._leave()
+
+    @property
+    def _is_added(self) -> bool:
+        """Whether the trainer has this callback; it may have been removed, or another one added in its place."""
+        return self in self.trainer.callback_handler.callbacks
+
+    def _look(self, state: TrainerState, control: TrainerControl, *, epoch_ends: bool) -> TrainerControl:
+        """Check if it is time; stop or compact if the ticket has emerged."""
         cut = self._cut
-        check = self._check(epoch_ends=state.epoch == int(state.epoch))
+        check = self._check(epoch_ends=epoch_ends)
         if check is not None:
             self._log(check)
             if self.emerged:
@@ -129,21 +158,13 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
                 self._forget_best(state)
         return control
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Detach the search."""
-        self._leave()
-
     def _go_on(self, state: TrainerState, control: TrainerControl) -> None:
         self._take([unwrap_optimizer(self.trainer.optimizer)], self.trainer.model_wrapped)
-        if self.compacted:
-            self._forget_best(state)
-        else:
-            control.should_training_stop = True
+        control.should_training_stop |= not self.compacted
+        self._forget_best(state)
 
     def _forget_best(self, state: TrainerState) -> None:
-        """The best checkpoint so far is one of a larger model; it could not be loaded at the end."""
+        """The best checkpoint so far is not to be loaded at the end: larger, or with units that had not faded."""
         state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         start_over(self.trainer.lr_scheduler)
 
@@ -169,6 +190,10 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
     def _before_load(self, folder: Path) -> None:
         """Go on with the search in a checkpoint whose weights are about to be loaded."""
         path = folder / SEARCH_NAME
+        if not (folder / TRAINER_STATE_NAME).is_file():
+            raise SearchError(
+                f"{folder} is incomplete, as a kill while it was saved leaves it: resume from an older checkpoint"
+            )
         if not path.is_file():
             raise SearchError(
                 f"{folder} holds no search: it was saved without a TicketCallback; load its weights with "
@@ -179,3 +204,19 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
         except RunError as error:
             raise SearchError(f"{path} is damaged: resume from another checkpoint") from error
         self._restore(state, self.trainer.model)
+
+
+@contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Inside of it, weights are saved under the names that the model has for them.
+
+    Some models (ViT, Swin) are saved under older names, which a trainer that resumes does not find in them.
+    """
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained

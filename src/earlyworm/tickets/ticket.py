@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from earlyworm.errors import TicketError
-from earlyworm.files import write_atomically
-from earlyworm.inputs import unwrap
+from earlyworm.files import checksum, write_atomically
+from earlyworm.inputs import check_loaded, unwrap
 from earlyworm.masks.mask import Mask
 from earlyworm.masks.ratios import Ratio
 from earlyworm.units.groups import Entries, Slice, UnitGroup, Units, gate_masks, named_tensors
@@ -100,6 +99,22 @@ class Ticket:
                 raise TicketError(f"the ticket is for another model: it knows no tensor {name!r}")
         return self
 
+    def check_compacted(self, small: nn.Module) -> None:
+        """Make sure that a model is as `compact` leaves one by this ticket, as far as shapes tell.
+
+        Raises:
+            TicketError: If it is not; the message names the first difference.
+        """
+        wanted = _comparable(structure_left(self.structure, self.units, self.mask.kept, aliases(small)))
+        found, unsaved = fingerprint(small), _unsaved(small)
+        for name, shape in wanted.items():
+            if name not in unsaved and found.get(name) != shape:
+                there = f"a {name!r} of {list(found[name])}" if name in found else f"no {name!r}"
+                raise TicketError(
+                    f"this {type(small).__name__} was not compacted by this ticket: it has {there}, but that leaves "
+                    f"{list(shape)}; after compact(..., round_to=N) the ticket is round_ticket(ticket, N)"
+                )
+
     def apply(self, model: nn.Module, *optimizers: torch.optim.Optimizer) -> AppliedTicket:
         """Mask `model` in place: every gate of a removed unit is zero, and stays zero while training goes on.
 
@@ -116,8 +131,10 @@ class Ticket:
 
         Raises:
             TicketError: If the ticket is for another model.
+            UnitsError: If the model's weights are not there.
         """
         model = unwrap(model)
+        check_loaded(model)
         fitted = self.fitted(model)
         mask_units_(model, fitted.units.groups, fitted.mask.kept)
         return AppliedTicket(model, gate_masks(model, fitted.units.groups, fitted.mask.kept), optimizers)
@@ -180,7 +197,7 @@ class Ticket:
             "versions": self.versions,
         }
         text = json.dumps(described)
-        envelope = {"version": FORMAT_VERSION, "sha256": _digest(text, tensors), "ticket": text}
+        envelope = {"version": FORMAT_VERSION, "sha256": checksum(text, tensors), "ticket": text}
         return save(tensors, {FORMAT: json.dumps(envelope)})  # one entry: safetensors writes several in random order
 
     @classmethod
@@ -209,7 +226,7 @@ class Ticket:
                     f"{FORMAT_VERSION}: draw it again"
                 )
             text = str(envelope["ticket"])
-            if envelope["sha256"] != _digest(text, tensors):
+            if envelope["sha256"] != checksum(text, tensors):
                 raise ValueError("the checksum is wrong")
             return cls._from_parts(json.loads(text), tensors)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -267,15 +284,6 @@ def _comparable(structure: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, .
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a ticket depends on."""
     return {name: version(name) for name in ("earlyworm", "torch", "safetensors")}
-
-
-def _digest(described: str, tensors: dict[str, Tensor]) -> str:
-    """A checksum of all that a ticket's file says: a flipped bit in it is another valid mask."""
-    digest = hashlib.sha256(described.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _pack_group(group: UnitGroup, key: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
