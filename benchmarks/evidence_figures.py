@@ -1,5 +1,6 @@
 """The figures of a setting: what accuracy costs, when tickets emerged, and accuracy around pruning."""
 
+from collections import Counter
 from statistics import fmean
 
 import numpy as np
@@ -129,13 +130,18 @@ def course_figure(comparison: Comparison, setting: Setting) -> str | None:
 
 def note(comparison: Comparison, setting: Setting) -> str:
     """What is below a figure's title: the setting, and how many seeds."""
-    return f"{what(setting)}, {ratio_of(setting)}; {seeds(comparison)}"
+    return f"{what(setting)}, {ratio_of(setting)}; {seeds(comparison, setting)}"
 
 
-def seeds(comparison: Comparison) -> str:
-    """Over how many seeds there are means."""
-    count = len({outcome.seed for outcome in comparison.outcomes if outcome.result is not None})
-    return f"means of {count} seeds, 95% intervals" if count > 1 else "one seed"
+def seeds(comparison: Comparison, *settings: Setting) -> str:
+    """Over how many seeds there are means, in all settings or in some."""
+    chosen = settings or comparison.settings
+    done = [(o.setting, o.method) for o in comparison.outcomes if o.result is not None and o.setting in chosen]
+    counts = Counter(done).values()
+    if max(counts, default=0) < 2:
+        return "one seed"
+    fewest = f"{min(counts)} to " * (min(counts) < max(counts))
+    return f"means of {fewest}{max(counts)} seeds, 95% intervals"
 
 
 def reach(mean: Mean) -> np.ndarray:

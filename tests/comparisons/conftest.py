@@ -5,7 +5,7 @@ import pytest
 STUB = """
 import sys, types
 
-def run(config, observer):
+def run(config, observer, patience):
     import os, signal, time
     from earlyworm.errors import RunError
     observer.stage("search", config.search_epochs, 0)

@@ -24,7 +24,6 @@ from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
 from grids import BRIEF, Watched, grid_of, states, workers_of
-from runs import copied as copied_run
 from runs import elsewhere, outcome
 
 PATIENCE = 120  # seconds, before something that hangs is an error
@@ -304,7 +303,8 @@ def test_killed_in_the_middle(compared, copied, tmp_path):
 
 
 def test_a_run_that_another_process_is_giving_up(whole, tmp_path):
-    directory = RunDirectory.of(copied_run(whole, tmp_path))
+    config = elsewhere(whole, tmp_path)
+    directory = RunDirectory.of(config)
     claimed, given_up = threading.Event(), threading.Event()
 
     def work():
@@ -317,11 +317,27 @@ def test_a_run_that_another_process_is_giving_up(whole, tmp_path):
     assert claimed.wait(PATIENCE)
     with pytest.raises(RunError, match="another process is at work"), directory.claimed():
         pass
-    directory.wait(0.1)  # longer it need not wait
+    # It has not even written its settings yet.
+    with pytest.raises(RunError, match="another process is at work"):
+        run(config, patience=0.1)
     threading.Timer(0.3, given_up.set).start()
-    directory.wait(PATIENCE)
-    with directory.claimed():
-        other.join()
+    run(config, patience=PATIENCE)
+    other.join()
+    assert outcome(config) == outcome(whole)
+
+
+def test_a_run_for_all_ratios_that_fails_is_not_done_again(tmp_path, stub):
+    class Failing(Watched):
+        def started(self, number):
+            super().started(number)
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
+
+    grid = grid_of(tmp_path / "runs", "dense", seeds=[0], ratios=[0.3, 0.5])
+    watched = Failing()
+    comparison = compare(grid, jobs=1, watcher=watched)
+    assert watched.numbers("started") == [0]
+    assert [cell.state for cell in comparison.outcomes] == ["failed"] * 2
+    assert comparison.outcomes[0].error == comparison.outcomes[1].error
 
 
 def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(tmp_path, stub):

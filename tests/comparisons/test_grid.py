@@ -386,6 +386,8 @@ def test_files_that_cannot_be_read(tmp_path):
         GIVEN,
         {"methods": ["worm", "narrow@worm"], "ratios": [0.3, 0.6], "models": ["vgg11_bn"], "name": "two words"},
         {"pick": "speed", "ratios": [0.3, 0.6], "limits": [100, 200]},
+        {"methods": ["worm", "narrow", "random@narrow"], "baseline": "narrow"},
+        {"span": 4, "lr": 1, "methods": ["worm"]},
         {"match": "flops", "greedy_first": True, "classes": [1, 2], "output": "else where", "limit": 30},
     ],
 )
@@ -394,6 +396,7 @@ def test_the_command_of_a_grid_gives_that_grid(given):
     assert cli.parse(shlex.split(grid.command())[1:]) == Compare(grid)
     assert Grid.of(json.loads(json.dumps(grid.given()))) == grid
     assert Grid.of(grid.given()).directory == grid.directory
+    assert cli.parse(shlex.split(grid.command())[1:]).grid.directory.name == grid.directory.name
 
 
 def test_the_directory_tells_grids_apart_but_not_where_they_lie():

@@ -85,6 +85,14 @@ def test_jobs_that_fail(tmp_path, stub):
     assert not workers_of(os.getpid())
 
 
+def test_a_job_of_an_earlier_comparison_tells_nobody(tmp_path, stub):
+    """It may begin after the comparison was killed, and when that goes on already."""
+    grid = grid_of(tmp_path / "runs", "early-bird", seeds=[0])
+    for count in (1, 2):
+        assert [cell.error for cell in compare(grid, launcher="submitit").outcomes] == ["no, because"]
+        assert len([*(grid.directory / "jobs").glob("cell-0-*.jsonl")]) == count
+
+
 def test_jobs_end_with_the_comparison(tmp_path, stub):
     class Interrupted(Watched):
         def told(self, *_):

@@ -20,6 +20,7 @@ from earlyworm.comparisons.statistics import (
     ratio_interval,
     summarise,
 )
+from earlyworm.reporting.run_words import sentences
 
 
 def read(result):
@@ -70,8 +71,8 @@ def test_a_search_without_emergence_is_censored_at_its_budget(forced):
     assert values["emergence_epoch"] == Reading(20.0, censored=True)
     assert values["emergence_flops"] == Reading(20 * FLOPS_PER_EPOCH, censored=True)
     assert values["emergence_seconds"] == Reading(40.0, censored=True)
-    # What it had learned before is known; what comes later only if the ticket was drawn all the same.
-    assert values["accuracy_before"] == Reading(0.96)
+    # What comes of a ticket is known only if it was drawn all the same.
+    assert values["accuracy_before"] == (Reading(0.96) if forced else None)
     for name in ("accuracy_pruned", "accuracy_drop", "accuracy_final", "total_flops", "macs", "latency_seconds"):
         assert (values[name] is not None) == forced
         assert values[name] is None or not values[name].censored
@@ -97,6 +98,24 @@ def test_a_short_retraining_has_no_third_epoch():
     values = read(made_up("late", draw_epoch=28.0))
     assert values["accuracy_recovery_1"] is not None
     assert values["accuracy_recovery_3"] is None
+
+
+def test_a_part_of_an_epoch_is_not_one():
+    for drawn, third in ((27.0, True), (27.25, False)):
+        result = made_up("late", draw_epoch=drawn)
+        assert result.retrain_length == 30 - drawn
+        longer = dataclasses.replace(result.accuracy, recovery=(0.7, 0.8, 0.9))
+        values = read(dataclasses.replace(result, accuracy=longer))
+        assert values["accuracy_recovery_1"] == Reading(0.7)
+        assert (values["accuracy_recovery_3"] == Reading(0.9)) == third
+        assert values["accuracy_final"] is not None
+
+
+def test_what_was_drawn_and_never_trained_has_no_share_of_the_flops():
+    result = made_up("random")
+    untrained = dataclasses.replace(result, total=dataclasses.replace(result.total, train_flops=0, dense_train_flops=0))
+    assert read(untrained)["relative_flops"] is None
+    assert "All training took" in " ".join(sentences(untrained))
 
 
 def test_mean_and_deviation_over_seeds():

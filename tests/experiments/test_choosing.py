@@ -6,10 +6,12 @@ import json
 import pytest
 
 from earlyworm.errors import ConfigError, RunError
+from earlyworm.experiments.choosing import training_speeds
 from earlyworm.experiments.config import RunConfig
 from earlyworm.experiments.networks import load_network
 from earlyworm.experiments.run import run
 from earlyworm.experiments.run_directory import RunDirectory
+from earlyworm.reporting.run_words import sentences
 from earlyworm.tickets.ticket import Ticket
 from runs import Recorder, copied, elsewhere, outcome, refused, run_interrupted, small
 
@@ -40,6 +42,33 @@ def test_the_ratio_with_the_lowest_losses_is_trained_to_the_end(chosen):
     assert result.accuracy.losses[:1] == best.losses
     assert result.accuracy.recovery[0] == best.accuracy
     assert sum(len(candidate.losses) for candidate in emerged) == len(emerged) == len(recorder.told("note"))
+
+
+@pytest.mark.parametrize(
+    ("losses", "speeds"),
+    [
+        ({0.3: [1.0, 0.5], 0.5: [0.9, 0.7]}, {0.3: 1.5, 0.5: 1.6}),
+        ({0.3: [1.0, 0.5], 0.5: [0.9]}, {0.3: 1.0, 0.5: 0.9}),  # over as many epochs
+        ({0.3: [1.0, 0.5], 0.5: [], 0.7: [2.0, 1.0]}, {0.3: 1.5, 0.7: 3.0}),  # it emerged too late to tell
+        ({0.3: [], 0.5: []}, {0.3: 0.0}),
+    ],
+)
+def test_losses_are_summed_over_as_many_epochs_of_each(losses, speeds):
+    assert training_speeds(losses) == pytest.approx(speeds)
+
+
+@pytest.mark.parametrize("retrain_epochs", [0, 1])
+def test_what_emerges_too_late_is_not_chosen_for_having_few_losses(retrain_epochs, tmp_path):
+    config = several(tmp_path, epsilon=1.0, window=2, probe_epochs=3, retrain_epochs=retrain_epochs)
+    result = run(config)
+    words = " ".join(sentences(result))
+    assert all(candidate.drawn for candidate in result.candidates)
+    assert "emerged in time" not in words
+    if retrain_epochs:
+        assert "over the first epochs its training losses summed to least (" in words
+        assert all(candidate.speed == candidate.losses[0] for candidate in result.candidates)
+    else:
+        assert "Ratio 0.25 was trained to the end. That of ratio 0.5 and 0.75 was drawn too late" in words
 
 
 def test_every_candidate_is_what_a_run_of_its_own_would_be(chosen, tmp_path):

@@ -1,8 +1,11 @@
 """Pictures and words of a comparison's page: what they are made from, and how methods are told apart."""
 
+import dataclasses
+
 import pytest
 
 from comparisons import METHODS_SHOWN, ONE, comparison_of, made_up, outcome_of
+from earlyworm.reporting.comparison_curves import layers_by_method_figure
 from earlyworm.reporting.comparison_figures import decision_figure, emergence_figure
 from earlyworm.reporting.comparison_verdict import verdict_of
 from earlyworm.reporting.comparison_view import views_of
@@ -31,6 +34,16 @@ def test_what_had_not_emerged_is_an_open_arrow_at_the_budget():
     assert [*dots.text] == ["1", "2"]
     assert [*dots.marker.symbol] == ["circle", "triangle-right"]
     assert dots.marker.color[1] == PALETTE["paper"][0]
+
+
+def test_layers_of_one_shortened_name_are_two_rows():
+    names = [f"{part}.layers.0.attention.self.query_projection" for part in ("encoder", "decoder")]
+    layers = {name: (kept, 4) for kept, name in enumerate(names, 1)}
+    comparison = comparison_of(dataclasses.replace(made_up("worm"), layers=layers))
+    figure = layers_by_method_figure(views_of(comparison)[comparison.settings[0]])
+    assert [*figure.layout.yaxis.ticktext] == ["…attention.self.query_projection"[:1] + names[0][-25:]] * 2
+    assert [*figure.data[0].y] == [0, 1]
+    assert [[*row] for row in figure.data[0].z] == [[25.0], [50.0]]
 
 
 def test_a_dozen_methods_differ_in_colour_and_in_symbol():

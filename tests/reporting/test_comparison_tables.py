@@ -84,7 +84,7 @@ def test_markdown_has_more_columns_and_the_command():
          "95.0 ± 1.0%", "-", "59%", "40.4 s", "35%", "0.966 ms ± 0 ms"],
         ["worm", "9 ± 1", "540 G ± 60 G", "0.82 [0.78, 0.86]", "96.0 ± 0.0%", "60.0 ± 0.0%", "77.9 ± 0.3%",
          "91.2 ± 0.4%", "95.5 ± 0.5%", "+0.5 [-0.7, +1.7]", "55%", "38.3 s", "35%", "0.966 ms ± 0 ms"],
-        ["greedy", ">20 (1 of 3)", "-", "less in 1 of 3, more in 2", "96.0 ± 0.0%", "70.0%", "83.1%", "92.8%",
+        ["greedy", ">20 (1 of 3)", "-", "less in 1 of 3, more in 2", "96.0%", "70.0%", "83.1%", "92.8%",
          "96.0%", "+2.0", "55%", "38.3 s", "35%", "0.966 ms"],
     ]  # fmt: skip
     assert "- Matched by epochs: every method trains for 30 epochs, search and retraining together.\n" in text
@@ -118,6 +118,13 @@ def test_an_error_is_shown_as_it_is():
 def test_budgets_that_are_not_matched_are_said_to_be():
     comparison = comparison_of(made_up("early-bird"), made_up("worm", retrain_epochs=5))
     assert "Budgets are not matched" in rendered(comparison)
+    by_force = comparison_of(made_up("early-bird"), made_up("worm", epochs=31))
+    assert "Budgets are not matched: methods train for different numbers of epochs." in flat(rendered(by_force))
+
+
+def test_means_over_different_numbers_of_seeds_are_said_to_be():
+    comparison = comparison_of(*(made_up("early-bird", seed) for seed in range(3)), made_up("worm"))
+    assert "Means ± standard deviations over 1 to 3 seeds;" in flat(rendered(comparison))
 
 
 def test_ranked_ratios_are_told():

@@ -56,6 +56,8 @@ def test_where_the_first_check_has_no_mask_the_matrix_begins_at_the_second(visit
     shorter = tuple(row[1:] for row in whole.search.distances[1:])
     page = visit(dataclasses.replace(whole, search=dataclasses.replace(whole.search, distances=shorter)))
     assert figure(page, "matrix")["data"][0]["x"] == list(range(1, 10))
+    [frame] = figure(page, "matrix")["layout"]["shapes"]
+    assert frame["x0"] >= 0.5
     page.locator("#matrix ~ details summary").click()
     assert page.locator("#matrix ~ details tbody th").all_inner_texts() == [str(epoch) for epoch in range(1, 10)]
 
@@ -78,8 +80,8 @@ def test_every_unit_has_a_cell_and_many_share_one(visit):
 
 
 CANDIDATES = (
-    CandidateResult(0.3, 8.0, 0.81, (0.5, 0.25), 0.9, 10, 1.0, chosen=False),
-    CandidateResult(0.5, 9.0, 0.7, (0.4, 0.2), 0.925, 10, 1.0, chosen=True),
+    CandidateResult(0.3, 8.0, 0.81, (0.5, 0.25), 0.9, 10, 1.0, chosen=False, speed=0.75),
+    CandidateResult(0.5, 9.0, 0.7, (0.4, 0.2), 0.925, 10, 1.0, chosen=True, speed=0.6),
     CandidateResult(0.7, None, None, (), None, 0, 0.0, chosen=False),
 )
 

@@ -208,8 +208,10 @@ class _Course:
         self.outcomes[number] = self._outcome(number, result, error)
         self._watcher.ended(number, self.outcomes[number])
         for other in self._then.pop(number, ()):
-            if result is not None and self.cells[other].config == self.cells[number].config:
-                self._end(other, result)  # the same run, which may not be done twice where `overwrite` asks for it
+            if self.cells[other].config == self.cells[number].config:
+                self._end(
+                    other, result, error
+                )  # the same run, which may not be done twice, say where it is overwritten
             else:
                 self._advance(other)
 

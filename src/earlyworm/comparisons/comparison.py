@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from earlyworm.errors import RunError
 from earlyworm.experiments.config import RunConfig
-from earlyworm.experiments.results import RunResult, check_schema, reading
+from earlyworm.experiments.results import RunResult, check_schema, made, reading
 
 SCHEMA = 1
 
@@ -127,7 +127,9 @@ class Comparison:
             values = json.loads(text)
             check_schema(values, SCHEMA, source, "compare again")
             outcomes = tuple(_outcome(outcome, source) for outcome in values["outcomes"])
-            return cls(**{**values, "outcomes": outcomes, "marks": tuple(values["marks"])})
+            if not outcomes:
+                raise ValueError("it has no outcomes")
+            return made(cls, {**values, "outcomes": outcomes, "marks": tuple(values["marks"])})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -145,7 +147,7 @@ class Comparison:
 def _outcome(values: Mapping[str, Any], source: str) -> Outcome:
     result = values["result"]
     parts = {
-        "setting": Setting(**values["setting"]),
+        "setting": made(Setting, values["setting"]),
         "result": None if result is None else RunResult.from_dict(result, source),
     }
-    return Outcome(**{**values, **parts})
+    return made(Outcome, {**values, **parts})

@@ -20,7 +20,8 @@ from typing import Any, Literal, Self
 from earlyworm.comparisons.comparison import Setting
 from earlyworm.comparisons.grid_methods import FOLLOWED, OF_ONE_METHOD, GridMethod
 from earlyworm.errors import ConfigError
-from earlyworm.experiments.config import RunConfig, option_words
+from earlyworm.experiments.checks import typed
+from earlyworm.experiments.config import HINTS, RunConfig, option_words
 from earlyworm.experiments.names import SEARCHES, Task, check_data_name, check_model_name, suggest, task_by_name
 from earlyworm.experiments.results import RunResult
 
@@ -161,14 +162,16 @@ class Grid:
         if pick == "speed":  # only a search finds tickets of several ratios at once
             usual = [method for method in METHODS if method.partition(":")[0] in SEARCHES]
         methods = tuple(map(GridMethod.of, axes.pop("methods", usual)))
-        labels = [method.label for method in methods]
-        usual_baseline = "early-bird" if "early-bird" in labels or not labels else labels[0]
-        baseline = values.pop("baseline", None) or usual_baseline
+        baseline = values.pop("baseline", None) or _usual_baseline(methods)
         name = values.pop("name", None)
         for title, word in (("baseline", baseline), ("name", name)):
             if not isinstance(word, str | None):
                 raise ConfigError(f"{title} is {word!r}, but must be a word")
-        options = {option: tuple(value) if isinstance(value, list) else value for option, value in values.items()}
+        # Equal values must read alike: the comparison's directory is named after them.
+        options = {
+            option: typed(option, tuple(value) if isinstance(value, list) else value, HINTS[option])
+            for option, value in values.items()
+        }
         return cls(methods=methods, baseline=baseline, pick=pick, name=name, options=options, **axes)
 
     def given(self) -> dict[str, Any]:
@@ -183,7 +186,7 @@ class Grid:
         """The command line that does or continues the comparison: every option that differs from its default."""
         words = ["earlyworm", "compare"]
         usual = Grid.of({"match": self.options.get("match", "epochs")}).given()
-        usual["baseline"] = Grid.of({"methods": [str(method) for method in self.methods]}).baseline
+        usual["baseline"] = _usual_baseline(self.methods)
         # What is started afresh once is not started afresh when it goes on.
         given = {name: value for name, value in self.given().items() if name != "overwrite"}
         for name, value in given.items():
@@ -269,6 +272,11 @@ class Grid:
             return method.follows
         searches = [other.label for other in self.methods if other.method in SEARCHES]
         return next((label for label in ("early-bird", self.baseline) if label in searches), None)
+
+
+def _usual_baseline(methods: Sequence[GridMethod]) -> str:
+    labels = [method.label for method in methods]
+    return "early-bird" if "early-bird" in labels or not labels else labels[0]
 
 
 def _of_any_ratio(config: RunConfig) -> RunConfig:

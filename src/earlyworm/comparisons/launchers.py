@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -90,8 +91,8 @@ class Submitit:
         Raises:
             RunError: If it is not accepted.
         """
-        told = (self._folder / f"cell-{number}.jsonl").resolve()
-        told.unlink(missing_ok=True)  # of an earlier comparison
+        # A job of a comparison that was killed may begin later, and still tell what happens to it.
+        told = (self._folder / f"cell-{number}-{uuid.uuid4().hex[:8]}.jsonl").resolve()
         try:
             job = self._executor.submit(_run, asdict(config), str(told), self._threads)
         except RuntimeError as error:

@@ -59,10 +59,16 @@ def _drop(result: RunResult) -> float | None:
     return accuracy.before - accuracy.pruned if is_pruned(result) and accuracy.pruned is not None else None
 
 
+def _before(result: RunResult) -> float | None:
+    """Of runs in which something was pruned: it stands beside the accuracy after that."""
+    return result.accuracy.before if is_pruned(result) and result.ticket is not None else None
+
+
 def _recovery(epochs: int) -> Callable[[RunResult], float | None]:
     def accuracy(result: RunResult) -> float | None:
-        recovery = result.accuracy.recovery
-        return recovery[epochs - 1] if len(recovery) >= epochs else None
+        # The last epoch of retraining may be a part of one.
+        whole = result.retrain_length > epochs - 1e-6
+        return result.accuracy.recovery[epochs - 1] if whole else None
 
     return accuracy
 
@@ -74,7 +80,9 @@ def _total(of: Callable[[RunResult], float | None]) -> Callable[[RunResult], flo
 
 def _relative_flops(result: RunResult) -> float | None:
     """Against dense training for as many epochs; where all spend the same FLOPs, that would compare nothing."""
-    return result.total.train_flops / result.total.dense_train_flops if result.config.match == "epochs" else None
+    if result.config.match != "epochs" or not result.total.dense_train_flops:  # it was drawn, and never trained
+        return None
+    return result.total.train_flops / result.total.dense_train_flops
 
 
 def _ticket(of: Callable[[TicketCost], float]) -> Callable[[RunResult], float | None]:
@@ -91,9 +99,7 @@ QUANTITIES = (
         "emergence_seconds", "s", "lower",
         lambda result: result.search.seconds if is_pruned(result) else None, until_emergence=True,
     ),
-    Quantity(
-        "accuracy_before", "fraction", "higher", lambda result: result.accuracy.before if is_pruned(result) else None
-    ),
+    Quantity("accuracy_before", "fraction", "higher", _before),
     Quantity(
         "accuracy_pruned", "fraction", "higher", lambda result: result.accuracy.pruned if is_pruned(result) else None
     ),

@@ -75,12 +75,9 @@ def run_cell(settings: dict[str, Any], reporter: Reporter, patience: float = LOC
     """
     from earlyworm.experiments.config import RunConfig
     from earlyworm.experiments.run import run
-    from earlyworm.experiments.run_directory import RunDirectory
 
     try:
-        config = RunConfig.from_dict(settings)
-        RunDirectory.of(config).wait(patience)
-        run(config, reporter)
+        run(RunConfig.from_dict(settings), reporter, patience)
     except EarlywormError as error:
         reporter.tell(FAILED, " ".join(str(error).splitlines()), True)
         return True

@@ -6,6 +6,7 @@ generalise well, and nothing held out is needed to tell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,9 +33,9 @@ class Candidate:
     retrained: Retrained
 
     @property
-    def speed(self) -> float:
-        """The sum of its training losses; lower is better."""
-        return sum(self.retrained.losses)
+    def epochs(self) -> int:
+        """How many whole epochs it was retrained for."""
+        return int(self.retrained.steps / self.bench.pace.steps_per_epoch + 1e-6)
 
 
 def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[str, Any] | None) -> Trained:
@@ -71,10 +72,15 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
     probed = {ratio: _retrain(part, dense, config.probe_epochs) for ratio, part in own.items() if ratio in kept}
     if not probed:
         return Trained(searched)
-    best = min(probed, key=lambda ratio: probed[ratio].speed)
-    for ratio, candidate in probed.items():
-        bench.observer.note(f"ratio {ratio:g}: the training losses of its first epochs sum to {candidate.speed:.4f}")
-    results = tuple(_result(bench, ratio, probed.get(ratio), chosen=ratio == best) for ratio in sweep.searches)
+    speeds = training_speeds(
+        {ratio: candidate.retrained.losses[: candidate.epochs] for ratio, candidate in probed.items()}
+    )
+    best = min(speeds, key=lambda ratio: speeds[ratio])
+    for ratio, speed in speeds.items() if len(speeds) > 1 else ():
+        bench.observer.note(f"ratio {ratio:g}: the training losses of its first epochs sum to {speed:.4f}")
+    results = tuple(
+        _result(bench, ratio, probed.get(ratio), speeds.get(ratio), chosen=ratio == best) for ratio in sweep.searches
+    )
     others = [result for result in results if not result.chosen]
     longer = searched.steps - probed[best].found.steps  # than the chosen one was searched for
     extra_flops = longer * bench.step_flops(dense) + sum(result.retrain_flops for result in others)
@@ -91,6 +97,21 @@ def choose_ratio(bench: Bench, dense: nn.Module, sweep: RatioSweep, state: dict[
         extra_flops=extra_flops,
         extra_seconds=searched.seconds - chosen.found.seconds + sum(r.retrain_seconds for r in others),
     )
+
+
+def training_speeds(losses: Mapping[float, Sequence[float]]) -> dict[float, float]:
+    """By what several ratios are ranked: the sum of their training losses over as many epochs; lower is better.
+
+    Args:
+        losses: Of every whole epoch for which each was retrained.
+
+    Returns:
+        The sums over as many epochs as all have that have any. What emerged too late to be trained for an epoch is left
+        out; if all did, the lowest ratio has a sum of 0.
+    """
+    known = {ratio: some for ratio, some in losses.items() if some}
+    first = min(map(len, known.values()), default=0)
+    return {ratio: sum(some[:first]) for ratio, some in known.items()} or {min(losses): 0.0}
 
 
 def _own_bench(bench: Bench, name: str, ratio: float) -> Bench:
@@ -130,7 +151,9 @@ def _retrain(
     return Candidate(bench, found, ticket, small, retrain(bench, dense, small, found, state, epochs, spent))
 
 
-def _result(bench: Bench, ratio: float, candidate: Candidate | None, *, chosen: bool) -> CandidateResult:
+def _result(
+    bench: Bench, ratio: float, candidate: Candidate | None, speed: float | None, *, chosen: bool
+) -> CandidateResult:
     if candidate is None:
         return CandidateResult(ratio, None, None, (), None, 0, 0.0, chosen=False)
     found, retrained = candidate.found, candidate.retrained
@@ -143,4 +166,5 @@ def _result(bench: Bench, ratio: float, candidate: Candidate | None, *, chosen: 
         retrain_flops=retrained.steps * bench.step_flops(candidate.small),
         retrain_seconds=retrained.seconds,
         chosen=chosen,
+        speed=speed,
     )

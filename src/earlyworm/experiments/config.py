@@ -176,7 +176,7 @@ class RunConfig:
     """Start afresh where the same run exists."""
 
     def __post_init__(self) -> None:
-        for name, hint in _HINTS.items():
+        for name, hint in HINTS.items():
             object.__setattr__(self, name, typed(name, getattr(self, name), hint))
         check_ranges(self)
         check_units(self)
@@ -283,4 +283,4 @@ def option_words(name: str, value: Any) -> list[str]:
     return [f"--{option}", *(map(str, value) if isinstance(value, (list, tuple)) else (str(value),))]
 
 
-_HINTS = get_type_hints(RunConfig)
+HINTS = get_type_hints(RunConfig)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from types import UnionType
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from earlyworm.errors import ConfigError, RunError
 from earlyworm.experiments.config import RunConfig
@@ -140,11 +140,13 @@ class CandidateResult:
         ratio: The pruning ratio.
         epoch: When its ticket emerged; None: it did not.
         pruned: Held-out accuracy right after pruning.
-        losses: Mean training loss in each epoch of retraining that ratios are ranked by; the lowest sum is chosen.
+        losses: Mean training loss in each of the first epochs of retraining.
         accuracy: Held-out accuracy after these epochs.
         retrain_flops: Of these epochs.
         retrain_seconds: Likewise.
         chosen: Whether it was trained to the end.
+        speed: What ratios are ranked by, the lowest first: the sum of the losses over as many whole epochs as all have;
+            None: it was not trained for one.
     """
 
     ratio: float
@@ -155,6 +157,12 @@ class CandidateResult:
     retrain_flops: int
     retrain_seconds: float
     chosen: bool
+    speed: float | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a ticket of this ratio was drawn."""
+        return self.pruned is not None
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,21 @@ class RunResult:
     """A digest of the files whose weights it started with; empty if there were none, or it is not known."""
     schema: int = SCHEMA
 
+    @property
+    def draw_epoch(self) -> float:
+        """The epoch at which the ticket was drawn, or the search ended."""
+        return self.search.history[-1].epoch if self.search.epoch is None else self.search.epoch
+
+    @property
+    def retrain_length(self) -> float:
+        """Epochs of retraining; the last one is not whole where the search stopped within one."""
+        config, drawn, taken = self.config, self.draw_epoch, len(self.accuracy.recovery)
+        if config.match == "flops" and drawn > 0:
+            return min(taken, drawn * (self.total.dense_train_flops / self.search.train_flops - 1))
+        if config.match == "flops":
+            return taken
+        return min(taken, config.epochs - drawn if config.retrain_epochs is None else config.retrain_epochs)
+
     def to_json(self) -> str:
         """The text of `result.json`."""
         return json.dumps({"schema": self.schema, **dataclasses.asdict(self)}, indent=1) + "\n"
@@ -223,17 +246,17 @@ class RunResult:
         search, ticket = values["search"], values["ticket"]
         parts = {
             "config": RunConfig.from_dict(values["config"]),
-            "data": _made(DataSummary, values["data"]),
-            "search": _made(SearchResult, {**search, "history": _several(CheckRecord, search["history"])}),
-            "accuracy": _made(AccuracyResult, values["accuracy"]),
-            "dense": _made(DenseCost, values["dense"]),
-            "ticket": None if ticket is None else _made(TicketCost, ticket),
-            "total": _made(TotalCost, values["total"]),
+            "data": made(DataSummary, values["data"]),
+            "search": made(SearchResult, {**search, "history": _several(CheckRecord, search["history"])}),
+            "accuracy": made(AccuracyResult, values["accuracy"]),
+            "dense": made(DenseCost, values["dense"]),
+            "ticket": None if ticket is None else made(TicketCost, ticket),
+            "total": made(TotalCost, values["total"]),
             "candidates": _several(CandidateResult, values.get("candidates", ())),
         }
         if not search["history"]:
             raise ValueError("history is empty")
-        return _made(cls, {**values, **parts})
+        return made(cls, {**values, **parts})
 
 
 @contextmanager
@@ -251,7 +274,7 @@ def check_schema(values: Mapping[str, Any], schema: int, source: str, cure: str)
         raise RunError(f"{source} has schema {values['schema']}, but this version reads {schema}: {cure}")
 
 
-def _made(kind: Callable[..., _T], values: Mapping[str, Any]) -> _T:
+def made(kind: Callable[..., _T], values: Mapping[str, Any]) -> _T:
     """A dataclass of these values, which are of the types of its fields."""
     for name, hint in _hints(kind).items():
         if name in values and not _fits(values[name], hint):
@@ -260,7 +283,7 @@ def _made(kind: Callable[..., _T], values: Mapping[str, Any]) -> _T:
 
 
 def _several(kind: Callable[..., _T], several: Iterable[Mapping[str, Any]]) -> tuple[_T, ...]:
-    return tuple(_made(kind, values) for values in several)
+    return tuple(made(kind, values) for values in several)
 
 
 @cache
@@ -273,6 +296,8 @@ def _fits(value: Any, hint: Any) -> bool:
     kind, parts = get_origin(hint), get_args(hint)
     if kind is UnionType:
         return any(_fits(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
     if kind is dict:
         return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
     if kind is tuple:

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
+def run(config: RunConfig, observer: Observer | None = None, patience: float = 0.0) -> RunResult:
     """Do one run, or go on with it, or read its result if it has ended.
 
     Args:
         config: The settings; the run's directory is named after them.
         observer: Is told what happens.
+        patience: Seconds to wait for another process that is at work on the same run.
 
     Returns:
         The result, which also lies in the run's directory, with the ticket and the compacted network.
@@ -52,12 +53,15 @@ def run(config: RunConfig, observer: Observer | None = None) -> RunResult:
     directory.check_owner(config)
     accelerator = make_accelerator(config, directory)
     try:
-        return _run(config, directory, accelerator, observer if observer and accelerator.is_main_process else Silent())
+        told = observer if observer and accelerator.is_main_process else Silent()
+        return _run(config, directory, accelerator, told, patience)
     finally:
         accelerator.end_training()  # whatever ended it, trackers write what they hold, and processes part
 
 
-def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, observer: Observer) -> RunResult:
+def _run(
+    config: RunConfig, directory: RunDirectory, accelerator: Accelerator, observer: Observer, patience: float
+) -> RunResult:
     """The run on an accelerator that was made for it."""
     if (ended := _ended(config, directory, observer)) is not None:
         return ended
@@ -83,7 +87,7 @@ def _run(config: RunConfig, directory: RunDirectory, accelerator: Accelerator, o
 
     # Nothing was written before everything was known to be possible.
     bench = Bench(config, directory, accelerator, data, summary, digest_weights(config), pace, observer)
-    with directory.claimed() if accelerator.is_main_process else nullcontext():
+    with directory.claimed(patience) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()  # it is claimed before the others look
         if (ended := _ended(config, directory, observer)) is not None:  # by another process, meanwhile
             return ended

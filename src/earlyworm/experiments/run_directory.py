@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,6 @@ class RunDirectory:
         """Keep other processes from working on the same run; see `claim`."""
         with claim(self.path, patience):
             yield
-
-    def wait(self, patience: float) -> None:
-        """Wait, but not longer than `patience` seconds, until no other process is at work on the run."""
-        if self.config.exists():
-            with suppress(RunError), self.claimed(patience):
-                pass
 
     def read_config(self) -> RunConfig:
         """The settings of the run.

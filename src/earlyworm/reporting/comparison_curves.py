@@ -103,13 +103,14 @@ def layers_by_method_figure(view: View) -> go.Figure:
     }
     rows = [[round(share, 1) for share in row] for row in zip(*columns.values(), strict=True)]
     picture = go.Heatmap(
-        x=[*columns], y=labels, z=rows, text=[[name] * len(columns) for name in names], xgap=1, ygap=1,
+        x=[*columns], y=[*range(len(names))], z=rows, text=[[name] * len(columns) for name in names], xgap=1, ygap=1,
         texttemplate="%{z:.0f}", textfont={"size": 10}, zmin=0, zmax=100, colorscale=SHARES, showscale=False,
         hovertemplate="%{x}<br>%{text}<br>%{z:.1f}% kept<extra></extra>", meta={"methods": [*columns]},
     )  # fmt: skip
     figure = go.Figure(picture)
     figure.update_xaxes(type="category", dtick=1, showgrid=False, ticks="")
-    figure.update_yaxes(type="category", autorange="reversed", dtick=1, showgrid=False, ticks="")
+    places = {"tickmode": "array", "tickvals": [*range(len(names))], "ticktext": labels}  # two labels may be the same
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, ticks="", **places)
     return figure.update_layout(hovermode="closest", height=120 + 24 * max(len(names), 3))
 
 

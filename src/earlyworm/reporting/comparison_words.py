@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from earlyworm.comparisons.comparison import Comparison, Setting
 from earlyworm.comparisons.quantities import is_pruned
 from earlyworm.comparisons.statistics import ranking_agreement
@@ -14,6 +16,11 @@ def budget(comparison: Comparison) -> str:
     configs = [result.config for result in _results(comparison)]
     if any(config.retrain_epochs is not None for config in configs):
         return "Budgets are not matched: tickets are retrained for a number of epochs of their own."
+    lengths = {
+        setting: {run.config.epochs for run in _results_of(comparison, setting)} for setting in comparison.settings
+    }
+    if any(len(some) > 1 for some in lengths.values()):
+        return "Budgets are not matched: methods train for different numbers of epochs."
     each = {config.epochs for config in configs}
     number = epochs(each.pop()) if len(each) == 1 else "as many epochs"
     if comparison.match == "flops":
@@ -23,13 +30,15 @@ def budget(comparison: Comparison) -> str:
 
 def how_compared(comparison: Comparison) -> list[str]:
     """How the methods were compared and what the numbers mean, one sentence or two each."""
-    seeds = len({outcome.seed for outcome in comparison.outcomes})
+    counts = Counter((outcome.setting, outcome.method) for outcome in comparison.outcomes if outcome.result is not None)
+    fewest, seeds = min(counts.values(), default=0), max(counts.values(), default=0)
+    over = str(seeds) if fewest == seeds else f"{fewest} to {seeds}"
     shares = "MACs are shares" if comparison.match == "flops" else "FLOPs of all training, and MACs, are shares"
     many = len(comparison.methods) > 2 and seeds > 1
     chance = " (of twenty methods that do not differ, one seems to)" if many else ""
     lines = [
         budget(comparison),
-        f"Means ± standard deviations over {seeds} seed{'s' * (seeds != 1)}; {shares} of the dense network's.",
+        f"Means ± standard deviations over {over} seed{'s' * (seeds != 1)}; {shares} of the dense network's.",
         f"Against {comparison.baseline}: paired by seed, with 95% intervals{chance}; accuracies in points.",
     ]
     results = _results(comparison)
@@ -63,6 +72,10 @@ def what_is_missing(comparison: Comparison) -> list[str]:
 
 def _results(comparison: Comparison) -> list[RunResult]:
     return [outcome.result for outcome in comparison.outcomes if outcome.result is not None]
+
+
+def _results_of(comparison: Comparison, setting: Setting) -> list[RunResult]:
+    return [run for method in comparison.methods for run in comparison.results(setting, method).values()]
 
 
 def _name(comparison: Comparison, setting: Setting, method: str) -> str:

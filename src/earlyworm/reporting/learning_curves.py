@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from earlyworm.experiments.results import RunResult
-from earlyworm.reporting.run_words import draw_epoch, retrain_length
 
 Along = Literal["epochs", "flops"]
 
@@ -28,12 +27,12 @@ class LearningCurve(NamedTuple):
 
 def learning_curve(result: RunResult) -> LearningCurve:
     """The accuracies of one run, in order."""
-    search, accuracy, drawn = result.search, result.accuracy, draw_epoch(result)
+    search, accuracy, drawn = result.search, result.accuracy, result.draw_epoch
     evaluated = {check.epoch: check.accuracy for check in search.history if check.accuracy is not None}
     epochs, values = list(evaluated), list(evaluated.values())
     flops = [search.train_flops * epoch / drawn if drawn else 0.0 for epoch in epochs]
     if accuracy.pruned is not None:
-        length = retrain_length(result)
+        length = result.retrain_length
         after = enumerate((accuracy.pruned, *accuracy.recovery))
         measured = {epoch: value for epoch, value in after if value is not None}
         taken = [min(float(epoch), length) for epoch in measured]

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from earlyworm.experiments.names import SEARCHES
 from earlyworm.experiments.results import RunResult
 from earlyworm.reporting.palette import DENSE, INK, MUTED, PAPER, TICKET
-from earlyworm.reporting.run_words import draw_epoch, pruned_in_training, retrain_length
+from earlyworm.reporting.run_words import pruned_in_training
 
 EPOCHS = {"title": {"text": "epoch"}, "rangemode": "tozero", "unifiedhovertitle": {"text": "epoch %{x}"}}
 
@@ -40,10 +40,10 @@ def distance_figure(result: RunResult) -> go.Figure:
 
 def accuracy_figure(result: RunResult) -> go.Figure:
     """Held-out accuracy through search, pruning and retraining."""
-    config, accuracy, drawn = result.config, result.accuracy, draw_epoch(result)
+    config, accuracy, drawn = result.config, result.accuracy, result.draw_epoch
     before = {check.epoch: check.accuracy for check in result.search.history if check.accuracy is not None}
     measured = {epoch: value for epoch, value in enumerate(accuracy.recovery, start=1) if value is not None}
-    after = {drawn + min(epoch, retrain_length(result)): value for epoch, value in measured.items()}
+    after = {drawn + min(epoch, result.retrain_length): value for epoch, value in measured.items()}
     if result.ticket is not None and not pruned_in_training(result):
         name = "training, dense network" if config.method == "dense" else "training, smaller network"
         colour = DENSE if config.method == "dense" else TICKET

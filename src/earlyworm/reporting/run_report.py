@@ -18,7 +18,7 @@ from earlyworm.reporting.formats import epochs, percent, seconds, si
 from earlyworm.reporting.page import plain_figure, render, write_page
 from earlyworm.reporting.palette import DISTANCES, PALETTE
 from earlyworm.reporting.run_figures import accuracy_figure, distance_figure, layers_figure
-from earlyworm.reporting.run_words import draw_epoch, headline, pruned_in_training, retrained_from, sentences
+from earlyworm.reporting.run_words import headline, pruned_in_training, retrained_from, sentences
 from earlyworm.reporting.unit_figures import MOST_CELLS, matrix_figure, units_figure
 
 _NOUN = {"images": "image", "text": "text"}
@@ -110,7 +110,7 @@ def write_report(result: RunResult, path: Path, mask: Mask | None = None) -> Non
         settings=_settings(result.config),
         retrained_from=retrained_from(result),
         pruned=pruned_in_training(result),
-        draw_epoch=draw_epoch(result),
+        draw_epoch=result.draw_epoch,
         most_cells=MOST_CELLS,
         farthest=max((distance for row in result.search.distances for distance in row), default=0.0),
         distances=[colour for _, colour in DISTANCES],

@@ -14,24 +14,9 @@ _RETRAINED_FROM = {
 _TRIGGERED = {"worm": "WORM", "fade": "Fade"}
 
 
-def draw_epoch(result: RunResult) -> float:
-    """The epoch at which the ticket was drawn, or the search ended."""
-    return result.search.history[-1].epoch if result.search.epoch is None else result.search.epoch
-
-
 def pruned_in_training(result: RunResult) -> bool:
     """Whether training had begun when the ticket was drawn, so that pruning could lose what had been learned."""
-    return result.ticket is not None and draw_epoch(result) > 0
-
-
-def retrain_length(result: RunResult) -> float:
-    """Epochs of retraining; the last one is not whole where the search stopped within one."""
-    config, drawn, taken = result.config, draw_epoch(result), len(result.accuracy.recovery)
-    if config.match == "flops" and drawn > 0:
-        return min(taken, drawn * (result.total.dense_train_flops / result.search.train_flops - 1))
-    if config.match == "flops":
-        return taken
-    return min(taken, config.epochs - drawn if config.retrain_epochs is None else config.retrain_epochs)
+    return result.ticket is not None and result.draw_epoch > 0
 
 
 def retrained_from(result: RunResult) -> str:
@@ -51,7 +36,7 @@ def headline(result: RunResult) -> str:
     search, ticket, final = result.search, result.ticket, percent(result.accuracy.final)
     if ticket is None:
         return "No ticket emerged"
-    drawn, before = draw_epoch(result), ""
+    drawn, before = result.draw_epoch, ""
     if pruned_in_training(result):
         before = f" ({percent(result.accuracy.before)} before pruning)"
     gain = f"{ticket.macs / result.dense.macs:.0%} of the MACs, {final} accuracy{before}"
@@ -74,7 +59,7 @@ def sentences(result: RunResult) -> list[str]:
     """How the ticket was found, how much it keeps, what it learned, and what all that cost."""
     config, accuracy, total, ticket = result.config, result.accuracy, result.total, result.ticket
     cost = f"All training took {seconds(total.seconds)} on {result.device} and {si(total.train_flops)} FLOPs"
-    if config.method != "dense":
+    if config.method != "dense" and total.dense_train_flops:
         share = total.train_flops / total.dense_train_flops
         cost += f", {share:.0%} of what dense training takes for as many epochs"
     if ticket is None:
@@ -91,13 +76,16 @@ def sentences(result: RunResult) -> list[str]:
 
 def _chosen(result: RunResult) -> str:
     """Which of several ratios was trained to the end, and why."""
-    ranked = sorted((c for c in result.candidates if c.losses), key=lambda candidate: sum(candidate.losses))
-    sums = ", ".join(f"{sum(candidate.losses):.3g} at ratio {candidate.ratio:g}" for candidate in ranked)
-    late = [f"{c.ratio:g}" for c in result.candidates if not c.losses]
-    missing = f" No ticket of ratio {' or '.join(late)} emerged in time." if late else ""
-    first = epochs(len(ranked[0].losses)) if ranked else ""
     best = next(f"{candidate.ratio:g}" for candidate in result.candidates if candidate.chosen)
-    return f"Ratio {best} was trained to the end: over {first} its training losses summed to least ({sums}).{missing}"
+    told = [f"Ratio {best} was trained to the end"]
+    if len(ranked := sorted((c.speed, c.ratio) for c in result.candidates if c.speed is not None)) > 1:
+        sums = ", ".join(f"{speed:.3g} at ratio {ratio:g}" for speed, ratio in ranked)
+        told = [f"{told[0]}: over the first epochs its training losses summed to least ({sums})"]
+    late = [f"{c.ratio:g}" for c in result.candidates if not c.drawn]
+    told += [f"No ticket of ratio {' or '.join(late)} emerged in time"] if late else []
+    short = [f"{c.ratio:g}" for c in result.candidates if c.drawn and c.speed is None]
+    told += [f"That of ratio {' and '.join(short)} was drawn too late to be trained for an epoch"] if short else []
+    return " ".join(f"{sentence}." for sentence in told)
 
 
 def _search(result: RunResult) -> str:
@@ -118,16 +106,16 @@ def _search(result: RunResult) -> str:
             told, grown = "mean distance to the latest masks", " without having grown"
         trigger = f" ({name} never triggered: no {told} was below {config.effective_trigger:g}{grown}{before})"
     if search.emerged:
-        return f"The ticket emerged at epoch {draw_epoch(result):.4g}{trigger}."
+        return f"The ticket emerged at epoch {result.draw_epoch:.4g}{trigger}."
     if search.forced:
-        return f"{failed}{trigger}; the newest mask was drawn by force at epoch {draw_epoch(result):.4g}."
+        return f"{failed}{trigger}; the newest mask was drawn by force at epoch {result.draw_epoch:.4g}."
     cure = "raise --search-epochs or --epsilon, lower --check-every, or take the newest mask with --force-draw"
     return f"{failed}{trigger}; {cure}."
 
 
 def _set_by_method(result: RunResult) -> str:
     """How a method that does not search came to its ticket."""
-    config, rounds, drawn = result.config, result.search.rounds, draw_epoch(result)
+    config, rounds, drawn = result.config, result.search.rounds, result.draw_epoch
     rewound = "their initial values" if config.rewind_epoch == 0 else f"what they were at epoch {config.rewind_epoch:g}"
     return {
         "dense": "This is dense training: no ticket was searched for, and nothing was pruned.",
@@ -145,7 +133,7 @@ def _set_by_method(result: RunResult) -> str:
 
 def _learned(result: RunResult) -> str:
     """The accuracies around pruning and retraining."""
-    accuracy, length = result.accuracy, epochs(retrain_length(result))
+    accuracy, length = result.accuracy, epochs(result.retrain_length)
     if not pruned_in_training(result):
         return f"Held-out accuracy: {percent(accuracy.final)} after {length} of training."
     learned = f"Held-out accuracy: {percent(accuracy.before)} before pruning, {percent(accuracy.pruned)} right after"

@@ -28,7 +28,11 @@ def matrix_figure(result: RunResult) -> go.Figure:
     figure.update_traces(hovertemplate="epochs %{y} and %{x}<br>distance %{z:.3f}<extra></extra>")
     if search.emerged and len(epochs) >= window:
         # Masks are evenly spaced but for the last one, so that half a space lies to each side of all but the last.
-        start = (epochs[-window] + epochs[-window - 1]) / 2 if len(epochs) > window else epochs[0] - epochs[1] / 2
+        start = (
+            (epochs[-window] + epochs[-window - 1]) / 2
+            if len(epochs) > window
+            else epochs[0] - (epochs[1] - epochs[0]) / 2
+        )
         end = epochs[-1] + (epochs[-1] - epochs[-2]) / 2
         corner = {"x0": start, "y0": start, "x1": end, "y1": end, "line": {"color": INK, "width": 2.5}}
         figure.add_shape(type="rect", **corner)
