@@ -85,6 +85,7 @@ def fade_summary(stored: Sequence[Stored]) -> str:
         table,
         "What tickets cost, with 95% intervals:", costs,
         "Final accuracy, and differences to others in points:", final,
+        "How often; a bound is met where the whole interval meets it:",
         bullets([*_reached(found), *_shrunk(stored)]),
     ])  # fmt: skip
 
