@@ -13,7 +13,7 @@ from typing import Any
 
 from earlyworm.errors import ConfigError, RunError, SearchError
 from earlyworm.files import pack, unpack, write_atomically
-from earlyworm.inputs import unwrap_optimizer
+from earlyworm.inputs import unwrap, unwrap_optimizer
 from earlyworm.integrations import MissingPackageError
 from earlyworm.integrations.callback import Every, OnEmergence, SearchCallback, as_logs, start_over
 from earlyworm.search.history import Check
@@ -87,7 +87,7 @@ class TicketCallback(SearchCallback, TrainerCallback):  # type: ignore[misc]  # 
         def save_model(output_dir: str | None = None, _internal_call: bool = False, **kwargs: Any) -> Any:
             if not self._is_added:
                 return save(output_dir, _internal_call=_internal_call, **kwargs)
-            with _own_names(trainer.accelerator.unwrap_model(trainer.model)):
+            with _own_names(unwrap(trainer.model)):
                 result = save(output_dir, _internal_call=_internal_call, **kwargs)
             if trainer.args.should_save:
                 self._after_save(Path(output_dir or trainer.args.output_dir), whole=_internal_call)
