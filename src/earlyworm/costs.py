@@ -176,7 +176,7 @@ def _matrix_vector_flops(matrix: list[int], *_: Any, out_shape: object = None) -
 
 def _addmv_flops(added: list[int], matrix: list[int], *_: Any, out_shape: object = None) -> int:
     """FLOPs of a matrix times a vector, added to another."""
-    return 2 * math.prod(matrix)
+    return _matrix_vector_flops(matrix)
 
 
 def _addbmm_flops(added: list[int], first: list[int], second: list[int], *_: Any, out_shape: object = None) -> int:

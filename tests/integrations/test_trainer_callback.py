@@ -171,21 +171,22 @@ def test_logs_to_every_logger_of_the_trainer(tmp_path):
     assert [step for step, logs in logger.logs if "loss" in logs] == list(range(3, 31, 3))  # the trainer's own
 
 
-def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
-    """The dense model may have been better, but its weights would not fit any more."""
-    seen = []
-
-    def worse_and_worse(_):
-        seen.append(len(seen))
-        return {"score": 1.0 / len(seen)}
-
-    trainer, _ = make_trainer(
-        tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": worse_and_worse},
-        save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="score",
-        greater_is_better=True, save_total_limit=2,
+def train_worse_and_worse(folder, **search):
+    """Train with a score that falls from epoch to epoch, and load the best model at the end."""
+    scores = iter((0.9, 0.8, 0.7, 0.6, 0.5))
+    trainer, callback = make_trainer(
+        folder, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": lambda _: {"score": next(scores)}},
+        search=search, save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True,
+        metric_for_best_model="score", greater_is_better=True, save_total_limit=2,
     )  # fmt: skip
     trainer.train()
-    assert len(seen) == 5
+    return trainer, callback, [*scores]
+
+
+def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
+    """The dense model may have been better, but its weights would not fit any more."""
+    trainer, _, left = train_worse_and_worse(tmp_path)
+    assert left == []
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-12")  # the first of the compacted model
     stored = load_pretrained(trainer.state.best_model_checkpoint)
     for name, tensor in trainer.model.state_dict().items():
@@ -193,18 +194,7 @@ def test_the_best_model_is_one_of_the_smaller_ones(tmp_path):
 
 
 def test_what_stops_at_emergence_is_not_replaced_by_an_earlier_model(tmp_path):
-    seen = []
-
-    def worse_and_worse(_):
-        seen.append(len(seen))
-        return {"score": 1.0 / len(seen)}
-
-    trainer, callback = make_trainer(
-        tmp_path, trainer={"eval_dataset": Sentences(seed=1), "compute_metrics": worse_and_worse},
-        search={"on_emergence": "stop"}, save_strategy="epoch", eval_strategy="epoch", load_best_model_at_end=True,
-        metric_for_best_model="score", greater_is_better=True,
-    )  # fmt: skip
-    trainer.train()
+    trainer, callback, _ = train_worse_and_worse(tmp_path, on_emergence="stop")
     assert callback.draw().step == trainer.state.global_step == 12
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-12")
 
