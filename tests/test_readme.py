@@ -32,16 +32,17 @@ def test_the_example_runs_from_any_folder(tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors", "ticket.safetensors"}
 
 
+def make_network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    )
+
+
 @pytest.fixture
 def loop(tmp_path, monkeypatch):
     """What the first lines of the README leave behind, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-
-    def make_network():
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-        )
 
     def train_step(model, batch, optimizer):
         optimizer.zero_grad()
@@ -66,7 +67,7 @@ def test_the_lines_of_the_readme_find_a_ticket(loop):
 
 def test_the_lines_about_training_loops_run(loop):
     text = (ROOT / "docs" / "training_loops.md").read_text()
-    span, after, watch, save, load, draw = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    span, after, watch, save, load, frozen, draw = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     exec(span, loop)
     assert loop["emergence"] == ew.Emergence(window=9)
 
@@ -98,6 +99,11 @@ def test_the_lines_about_training_loops_run(loop):
     assert loop["search"].mask == before.mask
     exec(draw, loop)
     assert loop["small"][0].out_channels == 4
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), make_network())
+    model[0].requires_grad_(False)
+    exec(frozen, names := {"model": model, "x": torch.randn(2, 3, 8, 8), "ew": ew})
+    assert names["search"].units.sizes == {"2.0": 8}
+    assert names["search"].units.skipped == {"0": "frozen"}
 
 
 def test_the_lines_for_the_trainer(tmp_path, monkeypatch):

@@ -57,16 +57,24 @@ def fitting(example_inputs: ExampleInputs, model: nn.Module) -> ExampleInputs:
 
 
 def few_examples(example_inputs: ExampleInputs, count: int, dtype: torch.dtype) -> ExampleInputs:
-    """A copy of the first `count` of a batch, floating-point tensors in `dtype`.
+    """A copy of the first `count` of a batch, floating-point tensors in `dtype`, with noise in [0, 1) for what is 0.
 
-    Inputs whose first dimensions differ are no plain batch: of them all is copied.
+    Inputs whose first dimensions differ are no plain batch: of them all is copied. On an input of zeros, a common
+    dummy, networks that compute different things may all return 0.
     """
+    noise = torch.Generator().manual_seed(0)
     copied = copy_inputs(example_inputs)
     sizes = {tensor.shape[:1] for tensor in tree_leaves(copied) if isinstance(tensor, Tensor)}
 
     def some(tensor: Tensor) -> Tensor:
         tensor = tensor[:count] if len(sizes) == 1 and tensor.dim() else tensor
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        return (
+            tensor.to(dtype)
+            if tensor.any()
+            else torch.rand(tensor.shape, generator=noise, dtype=dtype).to(tensor.device)
+        )
 
     chosen: ExampleInputs = tree_map_only(Tensor, some, copied)
     return chosen

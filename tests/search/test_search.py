@@ -388,6 +388,7 @@ def test_flops_of_a_step():
         ({"pruning_ratio": 0.01}, ew.ConfigError, r"0\.01 removes none of \d+ channels: 0\.\d+ removes one"),
         ({"pruning_ratio": 0.5, "min_units": 3}, ew.ConfigError, r"at least 3 of each .* at most 0\.400 is possible"),
         ({"min_units": 0}, ew.ConfigError, "min_units is 0"),
+        ({"emergence": 5}, ew.ConfigError, r"emergence is 5, but must be ew\.Emergence\(window, epsilon\)"),
         ({"sparsity_penalty": -1e-4}, ew.ConfigError, "sparsity_penalty is -0.0001"),
         ({"sparsity_penalty": math.nan}, ew.ConfigError, "sparsity_penalty is nan"),
         ({"sparsity_penalty": math.inf}, ew.ConfigError, "sparsity_penalty is inf"),

@@ -502,7 +502,7 @@ def test_round_to_revives_the_best_of_the_coupled_units_under_independent_coupli
 
 @pytest.mark.parametrize("multiple", [0, -8])
 def test_impossible_multiple(multiple: int) -> None:
-    with pytest.raises(TicketError, match=f"round_to is {multiple}, but must be at least 1"):
+    with pytest.raises(TicketError, match=f"round_to is {multiple}, but must be a whole number, at least 1"):
         compact(zoo.build("plain")[0], zoo.random_ticket("plain", 1), round_to=multiple)
 
 

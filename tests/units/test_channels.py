@@ -433,6 +433,47 @@ def test_forwards_that_can_be_pruned() -> None:
         assert units.skipped == {}
 
 
+# ------------------------------------------------------------------------------------ what a comparison tells
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Hardtanh(0, 1), nn.Hardsigmoid()])
+@pytest.mark.parametrize("width", range(3, 13))
+def test_a_saturated_output_does_not_hide_a_wrong_cut(last: nn.Module, width: int) -> None:
+    model = nn.Sequential(stem(), nn.Conv2d(6, width, 1), nn.Sigmoid(), Head(width, 1), last)
+    units = find_channels(model, torch.rand(1, 3, 8, 8))
+    assert units.sizes == {"0.0": 6}
+    assert units.skipped["1"].startswith(DIFFERS)
+
+
+def test_nor_does_one_of_two_outputs() -> None:
+    for last in (nn.ReLU(), nn.Hardtanh(0, 1)):
+        model = Model(
+            lambda s, x: (s.head(s.a(x)), s.last(s.other(s.b(s.a(x)).sigmoid()))),
+            a=stem(), b=nn.Conv2d(6, 8, 1), head=Head(6), other=Head(8, 1), last=last,
+        )  # fmt: skip
+        units = find_channels(model, images())
+        assert units.sizes == {"a.0": 6}
+        assert units.skipped["b"].startswith(DIFFERS)
+
+
+def test_nor_does_an_input_of_zeros() -> None:
+    model = Model(
+        lambda s, x: s.head(s.a(x).relu() / s.a(x).shape[1]),
+        a=nn.Conv2d(3, 8, 3, bias=False), head=nn.Sequential(nn.Conv2d(8, 6, 3, bias=False), nn.ReLU(), Head(6)),
+    )  # fmt: skip
+    for inputs in (torch.zeros(1, 3, 8, 8), images()):
+        units = find_channels(model, inputs)
+        assert units.sizes == {"head.0": 6}
+        assert units.skipped["a"].startswith(DIFFERS)
+
+
+def test_channels_without_effect_are_left_out() -> None:
+    model = Model(lambda s, x: s.head(s.a(x)) + 0 * s.other(s.b(x)), a=stem(), b=stem(), head=Head(6), other=Head(6))
+    units = find_channels(model, images())
+    assert units.sizes == {"a.0": 6}
+    assert units.skipped["b.0"].startswith("with random weights its channels change nothing in the output")
+
+
 # ------------------------------------------------------------------------------------ errors
 
 
@@ -463,6 +504,46 @@ def test_a_model_that_cannot_be_copied() -> None:
         find_channels(model, inputs)
     with pytest.raises(UnitsError, match=r"forward of OptimizedModule .* do not wrap parts of a model"):
         find_channels(nn.Sequential(torch.compile(stem(), backend="eager"), Head(6)), images())
+
+
+def test_a_model_that_keeps_what_it_has_computed() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        s.kept = s.a(x)
+        return s.head(s.kept)
+
+    model = Model(forward, a=stem(), head=Head(6))
+    model(images())
+    with pytest.raises(UnitsError, match=r"Model: kept, a Tensor, cannot be copied: .* forward pass .* set it to None"):
+        find_channels(model, images())
+    model.kept = None
+    assert find_channels(model, images()).sizes == {"a.0": 6}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_torchscript_has_compiled() -> None:
+    model, inputs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), images()
+    for compiled in (torch.jit.trace(model, inputs), nn.Sequential(torch.jit.script(model))):
+        with pytest.raises(UnitsError, match="is compiled by TorchScript: search the module that it was made from"):
+            find_channels(compiled, inputs)
+
+
+def test_a_group_with_impossible_positions_is_left_out() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        x = s.start(x)
+        for gated, residual in zip(s.gated, s.residual, strict=True):
+            a, b = gated(x).chunk(2, 1)
+            z = residual(a.tanh() * b.sigmoid())
+            x = z + x[..., -z.shape[-1] :]  # torch-pruning takes the cut in time for one in channels
+        return s.end(s.last(x).relu())
+
+    model = Model(
+        forward, start=nn.Conv1d(4, 16, 1), last=nn.Conv1d(16, 8, 1), end=nn.Conv1d(8, 5, 1),
+        gated=nn.ModuleList([nn.Conv1d(16, 32, 2, dilation=2**i) for i in range(3)]),
+        residual=nn.ModuleList([nn.Conv1d(16, 16, 1) for _ in range(3)]),
+    )  # fmt: skip
+    units = find_channels(model, torch.randn(2, 4, 30))
+    assert units.sizes == {"last": 8}
+    assert "its channels cannot be followed to start" in units.skipped.values()
 
 
 def attend_by_einsum(m: Any, x: Tensor) -> Tensor:

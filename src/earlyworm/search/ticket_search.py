@@ -61,7 +61,7 @@ class TicketSearch:
 
     Raises:
         UnitsError: If the model has no such units, or its weights are not there, sharded, quantised or adapted.
-        ConfigError: If the ratio, the penalty or `min_units` is impossible, or there is nothing to shrink.
+        ConfigError: If the ratio, the penalty, `emergence` or `min_units` is impossible, or there is nothing to shrink.
 
     Example:
         >>> import torch, earlyworm as ew
@@ -95,6 +95,8 @@ class TicketSearch:
         steps_per_epoch: int | None = None,
         shrink: bool = False,
     ) -> None:
+        if not isinstance(emergence, Emergence):
+            raise ConfigError(f"emergence is {emergence!r}, but must be ew.Emergence(window, epsilon)")
         self._schedule = Schedule(truncation, emergence.window, steps_per_epoch)
         self.model = unwrap(model)
         self.pruning_ratio = plain_ratio(pruning_ratio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -101,10 +102,10 @@ def round_ticket(ticket: Ticket, multiple: int) -> Ticket:
         A new ticket.
 
     Raises:
-        TicketError: If `multiple` is below 1, or too few units are left.
+        TicketError: If `multiple` is no whole number or below 1, or too few units are left.
     """
-    if multiple < 1:
-        raise TicketError(f"round_to is {multiple}, but must be at least 1")
+    if not isinstance(multiple, Integral) or multiple < 1:
+        raise TicketError(f"round_to is {multiple!r}, but must be a whole number, at least 1")
     units, left = ticket.units, None if ticket.left is None else ticket.left.kept
     kept = {name: mask.clone() for name, mask in ticket.mask.kept.items()}
     scores = _spread(units.groups, ticket.scores)

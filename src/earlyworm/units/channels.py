@@ -14,8 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from earlyworm.errors import UnitsError
-from earlyworm.inputs import ExampleInputs, agree, device_of, fitting, private_randomness, probe, unwrap
-from earlyworm.units.groups import UnitGroup, Units, make_slice
+from earlyworm.inputs import (
+    ExampleInputs,
+    agree,
+    call_model,
+    copy_inputs,
+    device_of,
+    fitting,
+    floating_tensors,
+    private_randomness,
+    probe,
+    unwrap,
+)
+from earlyworm.units.groups import Slice, UnitGroup, Units, make_slice, named_tensors
 from earlyworm.units.surgery import comparable_copies, copy_model, mask_units_, remove_units_
 from earlyworm.units.tracing import trace_channels
 from earlyworm.units.weights import check_weights
@@ -24,6 +35,7 @@ Coupling = Literal["coupled", "independent"]
 T = TypeVar("T")
 
 _TRIALS = (1 / 3, 1.0, 1.0)  # fractions of the units that are removed to see whether they can be; one always stays
+_MORE_TRIALS = (1 / 3,) * 20  # for groups of which no trial has told anything yet
 
 
 def find_channels(
@@ -37,8 +49,8 @@ def find_channels(
 
     The model is traced on `example_inputs` (a copy of it; the given model is not touched). Each group that was found
     is then tried: on copies with random weights, cutting units out must give what masking them gives, in eval mode and
-    in train mode (there of whatever is not random), or the group is left out. The classifier's outputs and the image's
-    channels are never units.
+    in train mode (there of whatever is not random), and the output must depend on them, or the group is left out. The
+    classifier's outputs and the image's channels are never units.
 
     Args:
         model: Any module.
@@ -148,7 +160,7 @@ def _exact(
     pending = [groups] if groups else []
     while pending:  # all at once, which is the rule; where that fails, halves of them
         some = pending.pop()
-        reason = _difference(model, example_inputs, exact + some, gently=gently)
+        reason = _difference(model, example_inputs, exact, some, gently=gently)
         if reason is None:
             exact.extend(some)
         elif len(some) == 1:
@@ -183,11 +195,18 @@ def _randomise_(model: nn.Module, generator: torch.Generator, *, gently: bool) -
 
 
 def _difference(
-    model: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], *, gently: bool
+    model: nn.Module, example_inputs: ExampleInputs, exact: list[UnitGroup], some: list[UnitGroup], *, gently: bool
 ) -> str | None:
-    """How the masked and the cut network differ when random units of `groups` go; None if they do not."""
+    """Why random units of `some`, and of those that are exact, cannot go; None if cutting is masking.
+
+    Equal outputs tell nothing of units that do not act on them, as behind a last activation that is saturated: there
+    is another trial then.
+    """
     generator = torch.Generator().manual_seed(0)
-    for fraction in _TRIALS:
+    groups, untold = (*exact, *some), list(some)
+    for number, fraction in enumerate((*_TRIALS, *_MORE_TRIALS)):
+        if number >= len(_TRIALS) and not untold:
+            return None
         masked = copy_model(model)
         _randomise_(masked, generator, gently=gently)
         kept = {}
@@ -196,15 +215,42 @@ def _difference(
             gone = torch.randperm(group.size, generator=generator)[: max(1, int(fraction * group.size))]
             kept[group.name][gone[: group.size - 1]] = False
         cut = copy_model(masked)
-        mask_units_(masked, tuple(groups), kept)
+        mask_units_(masked, groups, kept)
         try:
-            remove_units_(cut, tuple(groups), kept)
+            remove_units_(cut, groups, kept)
         except UnitsError as error:
             return str(error)
         for training in (False, True):
             if reason := _output_difference(_in_mode(masked, training), _in_mode(cut, training), example_inputs):
                 return reason
-    return None
+            if untold:
+                untold = _without_effect(masked, example_inputs, untold, kept)
+    return "with random weights its channels change nothing in the output, so that nothing can be compared"
+
+
+def _without_effect(
+    masked: nn.Module, example_inputs: ExampleInputs, groups: list[UnitGroup], kept: dict[str, Tensor]
+) -> list[UnitGroup]:
+    """Those of the groups whose kept units do not act on the output of a masked network."""
+    tensors = named_tensors(masked.requires_grad_(True))
+    names = list({piece.tensor: None for group in groups for piece in group.gates() if tensors[piece.tensor].is_leaf})
+    try:
+        with torch.enable_grad(), private_randomness(masked):
+            outputs = floating_tensors(call_model(masked, copy_inputs(example_inputs)))
+            projections = [(output * torch.randn_like(output)).sum() for output in outputs if output.requires_grad]
+            found = torch.autograd.grad(projections, [tensors[name] for name in names], allow_unused=True)
+    except Exception:  # foreign code fails as it likes: in eval mode that is an error
+        if not masked.training:
+            raise
+        return groups  # as where training takes other inputs
+    gradients = dict(zip(names, found, strict=True))
+
+    def acts(piece: Slice, stays: Tensor) -> bool:
+        gradient = gradients.get(piece.tensor)
+        positions = piece.positions[stays[piece.units]]
+        return gradient is not None and bool(gradient.index_select(piece.dim, positions.to(gradient.device)).any())
+
+    return [group for group in groups if not any(acts(piece, kept[group.name]) for piece in group.gates())]
 
 
 def _in_mode(model: nn.Module, training: bool) -> nn.Module:
@@ -231,7 +277,7 @@ def _output_difference(masked: nn.Module, cut: nn.Module, example_inputs: Exampl
     if any(a.shape != b.shape for a, b in pairs):
         return "removing its channels changes the shape of the output"
     if any(a.isnan().any() for a in expected):
-        return "with other weights the output is not a number, so that nothing can be compared"
+        return "with other weights the output is not a number, so that nothing can be compared (are its own numbers?)"
     differing = [number for number, (a, b) in enumerate(pairs) if not agree(a, b)]
     if differing and masked.training:
         again = _probe_with_other_randomness(masked, example_inputs)

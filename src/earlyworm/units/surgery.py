@@ -33,7 +33,7 @@ def copy_model(model: nn.Module) -> nn.Module:
         with torch.inference_mode(False):
             clone = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
-        raise UnitsError(f"{_culprit(model)} cannot be copied: {first_line(error)}") from error
+        raise UnitsError(_why_not_copied(model, error)) from error
     for parameter, copied_parameter in zip(model.parameters(), clone.parameters(), strict=True):
         vars(copied_parameter).update(vars(parameter))  # a parameter's own deepcopy forgets its attributes
     for original, copied in zip(model.modules(), clone.modules(), strict=True):
@@ -55,8 +55,8 @@ def copy_model(model: nn.Module) -> nn.Module:
     return clone
 
 
-def _culprit(model: nn.Module) -> str:
-    """What of a model cannot be copied: the first attribute of a module that cannot, or else all of it."""
+def _why_not_copied(model: nn.Module, error: Exception) -> str:
+    """What of a model cannot be copied, the first attribute of a module that cannot or else all of it, and why."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute.startswith("_") or isinstance(value, nn.Module):
@@ -64,9 +64,15 @@ def _culprit(model: nn.Module) -> str:
             try:
                 copy.deepcopy(value)
             except (RuntimeError, TypeError):
-                place = f"{name}.{attribute}" if name else attribute
-                return f"{type(model).__name__}: {place}, a {type(value).__name__},"
-    return type(model).__name__
+                place = f"{type(model).__name__}: {f'{name}.' if name else ''}{attribute}, a {type(value).__name__},"
+                if isinstance(value, Tensor):
+                    return (
+                        f"{place} cannot be copied: it was computed from others. If it is what a forward pass has left "
+                        "there, set it to None; if a layer computes its weight, make that permanent (prune.remove, "
+                        "remove_weight_norm)"
+                    )
+                return f"{place} cannot be copied: {first_line(error)}"
+    return f"{type(model).__name__} cannot be copied: {first_line(error)}"
 
 
 def comparable_copies(example_inputs: ExampleInputs, *models: nn.Module) -> tuple[tuple[nn.Module, ...], ExampleInputs]:

@@ -147,6 +147,10 @@ class _Group:
                 return f"its channels pass a {type(module).__name__}, which is not a convolutional unit"
             if any(root is None for root in roots):
                 return f"its channels cannot be followed through {node.name.split(' ')[0]}"
+            if not all(
+                0 <= position < _MOST_POSITIONS for position in positions
+            ):  # as where time is sliced from the end
+                return f"its channels cannot be followed to {node.name.split(' ')[0]}"
             if isinstance(module, _CONVS) and module.groups > 1:
                 if _is_depthwise(module):
                     if not node.inputs:

@@ -131,6 +131,7 @@ class _Finder:
             raise UnitsError(
                 f"no {kind} found in {type(self._model).__name__} ({reasons or 'it has no block that is known'}); "
                 f"describe its blocks, as in blocks={_EXAMPLES[wanted]}"
+                + (", or take those of all layers: find_all_weights(model)" if kind == "weights" else "")
             )
         self.skipped |= left_out
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from earlyworm.errors import UnitsError
@@ -12,9 +13,14 @@ def check_weights(model: nn.Module) -> None:
     """Make sure that the weights of a model can be masked and cut.
 
     Raises:
-        UnitsError: If they are wrapped in adapters, sharded, not there yet, or quantised; the message names the cure.
+        UnitsError: If they are compiled by TorchScript, wrapped in adapters, sharded, not there yet, or quantised; the
+            message names the cure.
     """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnitsError(
+                f"{name or 'the model'} is compiled by TorchScript: search the module that it was made from"
+            )
         if _package(type(module)) == "peft" or hasattr(module, "lora_A"):
             raise UnitsError(
                 f"{name or 'the model'} is wrapped in an adapter ({type(module).__name__}): search the model that "
