@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from earlyworm.errors import UnitsError
@@ -57,12 +59,13 @@ def fitting(example_inputs: ExampleInputs, model: nn.Module) -> ExampleInputs:
 
 
 def few_examples(example_inputs: ExampleInputs, count: int, dtype: torch.dtype) -> ExampleInputs:
-    """A copy of the first `count` of a batch, floating-point tensors in `dtype`, with noise in [0, 1) for what is 0.
+    """A copy of the first `count` of a batch, floating-point tensors in `dtype`, at a scale that tells networks apart.
 
-    Inputs whose first dimensions differ are no plain batch: of them all is copied. On an input of zeros, a common
-    dummy, networks that compute different things may all return 0.
+    Inputs whose first dimensions differ are no plain batch: of them all is copied. On zeros, a common dummy, networks
+    that compute different things may all return 0: they become noise in [0, 1). On large numbers, such as bytes of an
+    image, random networks saturate: where all are finite, they come to be at most 4, as of standard normal noise.
     """
-    noise = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     copied = copy_inputs(example_inputs)
     sizes = {tensor.shape[:1] for tensor in tree_leaves(copied) if isinstance(tensor, Tensor)}
 
@@ -70,11 +73,10 @@ def few_examples(example_inputs: ExampleInputs, count: int, dtype: torch.dtype) 
         tensor = tensor[:count] if len(sizes) == 1 and tensor.dim() else tensor
         if not tensor.is_floating_point():
             return tensor
-        return (
-            tensor.to(dtype)
-            if tensor.any()
-            else torch.rand(tensor.shape, generator=noise, dtype=dtype).to(tensor.device)
-        )
+        if not tensor.any():
+            return torch.rand(tensor.shape, generator=generator, dtype=dtype).to(tensor.device)
+        largest = float(tensor.abs().amax())
+        return tensor.to(dtype) * (4 / largest if 4 < largest < math.inf else 1.0)
 
     chosen: ExampleInputs = tree_map_only(Tensor, some, copied)
     return chosen
@@ -166,9 +168,15 @@ def check_loaded(model: nn.Module) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside `DistributedDataParallel`, `DataParallel` and `torch.compile` wrappers."""
+    """The user's own module inside `DistributedDataParallel`, `DataParallel`, `torch.compile` and averaging wrappers.
+
+    Raises:
+        UnitsError: If it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnitsError(f"a {type(model).__name__} is no model: give a torch.nn.Module")
     while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)):
             model = model.module
         elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
 
 import zoo
 from earlyworm import UnitGroup, Units, UnitsError, compact, find_channels
@@ -467,11 +468,24 @@ def test_nor_does_an_input_of_zeros() -> None:
         assert units.skipped["a"].startswith(DIFFERS)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("inputs", "last"), [
+    (images() * 255, nn.Softmax(1)),
+    (images() * 255, nn.Sigmoid()),
+    (images(), Model(lambda s, x: (x / 0.05).softmax(1))),
+])  # fmt: skip
+def test_nor_does_an_output_that_is_all_but_saturated(inputs: Tensor, last: nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    units = find_channels(nn.Sequential(stem(), nn.Conv2d(6, 8, 1), nn.Softplus(), Head(8, 4), last), inputs)
+    assert units.sizes == {"0.0": 6}
+    assert units.skipped["1"].startswith(DIFFERS)
+
+
 def test_channels_without_effect_are_left_out() -> None:
     model = Model(lambda s, x: s.head(s.a(x)) + 0 * s.other(s.b(x)), a=stem(), b=stem(), head=Head(6), other=Head(6))
     units = find_channels(model, images())
     assert units.sizes == {"a.0": 6}
-    assert units.skipped["b.0"].startswith("with random weights its channels change nothing in the output")
+    assert units.skipped["b.0"].startswith("with random weights its channels change next to nothing in the output")
 
 
 # ------------------------------------------------------------------------------------ errors
@@ -513,7 +527,7 @@ def test_a_model_that_keeps_what_it_has_computed() -> None:
 
     model = Model(forward, a=stem(), head=Head(6))
     model(images())
-    with pytest.raises(UnitsError, match=r"Model: kept, a Tensor, cannot be copied: .* forward pass .* set it to None"):
+    with pytest.raises(UnitsError, match=r"Model: kept, a Tensor, cannot be copied: .* forward pass .* clear it"):
         find_channels(model, images())
     model.kept = None
     assert find_channels(model, images()).sizes == {"a.0": 6}
@@ -544,6 +558,32 @@ def test_a_group_with_impossible_positions_is_left_out() -> None:
     units = find_channels(model, torch.randn(2, 4, 30))
     assert units.sizes == {"last": 8}
     assert "its channels cannot be followed to start" in units.skipped.values()
+
+
+def test_channels_that_reach_the_output_without_being_it_are_named() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(s.b(s.a(x)).mean((2, 3))), F.normalize(s.classes))
+
+    model = Model(forward, a=stem(), b=ConvNorm(6, 8), classes=nn.Parameter(torch.randn(5, 8)))
+    units = find_channels(model, images())
+    assert units.sizes == {"a.0": 6}
+    assert units.skipped == {"b.0": "its channels reach the model's output without passing another layer"}
+
+
+def test_a_forward_that_torch_pruning_cannot_follow() -> None:
+    def shuffled(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        for layer in s.layers:
+            a, b = y.chunk(2, 1)
+            y = torch.cat([a, layer(b)], 1).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return s.head(y)
+
+    model = Model(shuffled, a=ConvNorm(3, 24), layers=nn.ModuleList(ConvNorm(12, 12) for _ in range(4)), head=Head(24))
+    message = (
+        r"Model cannot be traced on the example inputs: torch-pruning cannot follow what its forward does \(integer"
+    )
+    with pytest.raises(UnitsError, match=message):
+        find_channels(model, images())
 
 
 def attend_by_einsum(m: Any, x: Tensor) -> Tensor:
@@ -623,6 +663,20 @@ def test_a_branch_of_training_is_seen_with_a_batch_of_one_that_no_batch_norm_cou
     found = find_channels(model, images(batch=1))
     assert found.sizes == {"pooled.0": 4, "last.0": 5}
     assert FIXED in found.skipped["stem.0"]
+
+
+class OfOnesOwn(nn.BatchNorm2d):
+    """Normalises across channels too, but only while it is trained."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / x.std((1, 2, 3), keepdim=True) if self.training else x)
+
+
+def test_a_norm_of_ones_own_is_tried_in_train_mode() -> None:
+    model = nn.Sequential(stem(), nn.Conv2d(6, 5, 3), OfOnesOwn(5), nn.ReLU(), Head(5))
+    units = find_channels(model, images())
+    assert units.sizes == {"0.0": 6}
+    assert units.skipped["1"].startswith(DIFFERS)
 
 
 def test_matrices_whose_values_cannot_be_any() -> None:
@@ -833,7 +887,7 @@ def test_wrappers_are_seen_through() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager"),
-                        nn.parallel.DistributedDataParallel(model),
+                        nn.parallel.DistributedDataParallel(model), AveragedModel(model),
                         torch.compile(nn.parallel.DistributedDataParallel(model), backend="eager")):  # fmt: skip
             assert same_as_plain(find_channels(wrapped, inputs))
     finally:

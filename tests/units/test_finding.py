@@ -80,3 +80,21 @@ def test_channels_that_are_neurons_are_found_once():
 def test_units_of_another_model_are_refused():
     with pytest.raises(ew.UnitsError, match="these units belong to another model"):
         ew.TicketSearch(encoder(), units=UNITS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_no_model(way):
+    with pytest.raises(ew.UnitsError, match=r"a Tensor is no model: give a torch\.nn\.Module"):
+        WAYS[way][1](INPUTS)
+
+
+def test_groups_are_left_out_by_name():
+    units = ew.find_channels(make_network(), INPUTS)
+    first, *others = units.sizes
+    left = units.without({first: "kept whole"})
+    assert list(left.sizes) == others
+    assert left.skipped == {**units.skipped, first: "kept whole"}
+    with pytest.raises(ew.UnitsError, match=f"'03' is none of the groups {first}, "):
+        units.without({"03": "kept whole"})
+    with pytest.raises(ew.UnitsError, match=f"all groups are left out: {first}: kept whole; "):
+        units.without(dict.fromkeys(units.sizes, "kept whole"))

@@ -195,5 +195,6 @@ def _compare(model: nn.Module, small: nn.Module, ticket: Ticket, example_inputs:
     if not all(agree(wanted, found) for wanted, found in outputs):
         raise TicketError(
             f"the compacted {type(model).__name__} does not compute what the masked one computes: its forward is not "
-            "the one that the ticket was drawn from"
+            "the one that the ticket was drawn from, or does something else on these inputs than on those that its "
+            "units were found on"
         )

@@ -155,7 +155,15 @@ class Units:
         return Units(groups, removable, {**self.skipped, **others.skipped})
 
     def without(self, reasons: Mapping[str, str]) -> Units:
-        """These units without the groups that are named, which are listed as skipped with the reasons given."""
+        """These units without the groups that are named, which are listed as skipped with the reasons given.
+
+        Raises:
+            UnitsError: If a group is not among them, or none is left.
+        """
+        if unknown := [name for name in reasons if name not in self.sizes]:
+            raise UnitsError(f"{unknown[0]!r} is none of the groups {', '.join(self.sizes)}")
+        if len(reasons) == len(self.groups):
+            raise UnitsError(f"all groups are left out: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
         groups = tuple(group for group in self.groups if group.name not in reasons)
         left_out = {id(group) for group in self.groups} - {id(group) for group in groups}
         removable = groups

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from earlyworm.errors import UnitsError, first_line
 from earlyworm.inputs import ExampleInputs, few_examples, probe
@@ -65,10 +66,10 @@ def _why_not_copied(model: nn.Module, error: Exception) -> str:
                 copy.deepcopy(value)
             except (RuntimeError, TypeError):
                 place = f"{type(model).__name__}: {f'{name}.' if name else ''}{attribute}, a {type(value).__name__},"
-                if isinstance(value, Tensor):
+                if any(isinstance(leaf, Tensor) and not leaf.is_leaf for leaf in tree_leaves(value)):
                     return (
                         f"{place} cannot be copied: it was computed from others. If it is what a forward pass has left "
-                        "there, set it to None; if a layer computes its weight, make that permanent (prune.remove, "
+                        "there, clear it; if a layer computes its weight, make that permanent (prune.remove, "
                         "remove_weight_norm)"
                     )
                 return f"{place} cannot be copied: {first_line(error)}"

@@ -18,7 +18,7 @@ from earlyworm.units.groups import Role, Slice, UnitGroup, make_slice, named_ten
 _CONVS = (nn.modules.conv._ConvNd,)
 _CHANNEL_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _MIXING_NORMS = (nn.LayerNorm, nn.GroupNorm)
-_IS_OUTPUT = "its channels are the model's output"
+_IS_OUTPUT = "its channels reach the model's output without passing another layer"
 _MOST_POSITIONS = 3_000_000  # a group of a large network has some 100,000; one that never ends has any number
 
 
@@ -35,7 +35,7 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
     Raises:
         UnitsError: If the forward fails on the example inputs.
     """
-    graph = tp.DependencyGraph()
+    graph, outputs = tp.DependencyGraph(), _Outputs()
     with warnings.catch_warnings(), torch.enable_grad(), private_randomness(model):
         warnings.simplefilter("ignore")
         try:
@@ -43,7 +43,7 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
                 model,
                 copy_inputs(example_inputs),
                 forward_fn=call_model,
-                output_transform=_differentiable,
+                output_transform=outputs,
                 customized_pruners={},
                 # One slope for all channels couples nothing, but torch-pruning couples all layers that share it.
                 ignored_layers=[m for m in model.modules() if isinstance(m, nn.PReLU) and m.num_parameters == 1],
@@ -51,8 +51,12 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
                 verbose=False,
             )
         except Exception as error:
+            place = f"{type(model).__name__} cannot be traced on the example inputs: "
+            said = str(error) if " " in str(error) else f"{type(error).__name__}: {error}"
+            if outputs.shapes:
+                raise UnitsError(f"{place}torch-pruning cannot follow what its forward does ({said})") from error
             hint = "" if isinstance(example_inputs, Tensor) else " (a sequence is taken as the forward's arguments)"
-            raise UnitsError(f"{type(model).__name__} cannot be traced on the example inputs: {error}{hint}") from error
+            raise UnitsError(f"{place}{said}{hint}") from error
 
     effort = _Effort(graph)
     tensors = named_tensors(model)
@@ -73,7 +77,7 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
             continue
         visited.update(group.producers())
         if reason := group.reason_to_skip():
-            if reason != _IS_OUTPUT:
+            if reason != _IS_OUTPUT or not outputs.may_be(group.width):
                 skipped[name] = reason
             continue
         unit_group = group.read(name)
@@ -86,12 +90,23 @@ def trace_channels(model: nn.Module, example_inputs: ExampleInputs) -> tuple[lis
     return groups, skipped
 
 
-def _differentiable(output: Any) -> list[Tensor]:
-    """The tensors of an output from which the graph can be followed back."""
-    tensors = [tensor for tensor in floating_tensors(output) if tensor.requires_grad]
-    if not tensors:
-        raise ValueError("it returns no floating-point tensor that autograd can follow back to a parameter")
-    return tensors
+class _Outputs:
+    """Picks the tensors of an output from which the graph can be followed back, and remembers their shapes."""
+
+    def __init__(self) -> None:
+        self.shapes: set[torch.Size] = set()
+
+    def __call__(self, output: Any) -> list[Tensor]:
+        """The tensors."""
+        tensors = [tensor for tensor in floating_tensors(output) if tensor.requires_grad]
+        if not tensors:
+            raise ValueError("it returns no floating-point tensor that autograd can follow back to a parameter")
+        self.shapes.update(tensor.shape for tensor in tensors)
+        return tensors
+
+    def may_be(self, channels: int) -> bool:
+        """Whether that many channels may be what the model returns, and not only reach it."""
+        return any(size % channels == 0 for shape in self.shapes for size in shape)
 
 
 class _Effort:
