@@ -105,6 +105,12 @@ def test_a_damaged_network(name, damage, whole, tmp_path):
         load_network(RunDirectory.of(config).path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(
+        RunError, match="though the run has ended: put it back, or run again with --overwrite"
+    ) as caught:
+        run(config)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_process_at_a_time_works_on_a_run(tmp_path):

@@ -333,7 +333,7 @@ def test_paths_that_are_missing(refused, tmp_path):
     [
         ([0, -1, 1, 0], ["text 1 of the train split", "has label -1"]),
         ([0, None, 1, 0], ["text 1 of the train split", "has label None"]),
-        ([0.5, 1.5, 0.0, 1.0], ["no column of labels", "sentence, label"]),
+        ([0.5, 1.5, 0.0, 1.0], ["the labels of the train split", "not classes: make them whole numbers"]),
         ([-1] * 4, ["text 0 of the train split", "has label -1"]),
     ],
 )
@@ -341,6 +341,16 @@ def test_labels_that_are_missing(labels, parts, refused, tmp_path):
     splits(tmp_path, [0, 1])
     parquet(tmp_path / "train.parquet", {"sentence": ["good"] * 4, "label": labels})
     refused(f"parquet:{tmp_path}", *parts)
+
+
+def test_labels_that_pandas_has_written_as_whole_floats(load, tmp_path):
+    (tmp_path / "f.csv").write_text("text,label\n" + "good,1.0\nbad,0.0\n" * 10)
+    assert sorted(load(f"csv:{tmp_path}/f.csv").train_labels.tolist()) == [0] * 8 + [1] * 8
+
+
+def test_labels_of_one_class(refused, tmp_path):
+    (tmp_path / "f.csv").write_text("text,label\n" + "good,1\n" * 10)
+    refused(f"csv:{tmp_path}/f.csv", "every text of the train split of", "has label 1: add texts of another class")
 
 
 def test_labels_out_of_range(refused, tmp_path):

@@ -150,13 +150,14 @@ def test_states_that_do_not_fit(uninterrupted):
     wider = ew.TicketSearch(make_network(), units=UNITS, emergence=ew.Emergence(window=4))
     turned = {**state, "sizes": dict(reversed(state["sizes"].items()))}
     for target, wrong, message in [
-        (search, {**state, "version": 2}, "the state has version 2, but this one reads 5"),
+        (search, {**state, "version": 2}, "the state has version 2, but this one reads 6"),
         (search, {}, "the state has version None"),
         (other, state, "over other units"),
         (search, turned, "over other units"),
         (wider, state, "window 3, not 4"),
         (search, {**state, "pruning_ratio": 0.25}, "pruning_ratio=0.25, not 0.5"),
         (search, {**state, "min_units": 3}, "min_units=3, not None"),
+        (search, {**state, "method": "Early Bird"}, r"method=Early Bird, not \w+\(.*\)"),
         (
             search,
             {**state, "score": {"channels": "filter-l1"}},

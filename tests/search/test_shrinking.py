@@ -436,7 +436,12 @@ def test_a_later_state_makes_a_smaller_model_smaller(uninterrupted):
 
 
 def test_a_state_of_a_smaller_model_needs_shrink(uninterrupted):
-    options = {"truncation": HALF, "emergence": ew.Emergence(WINDOW), "score": "taylor"}
+    options = {
+        "truncation": uninterrupted[2].truncation,
+        "steps_per_epoch": 1,
+        "emergence": ew.Emergence(WINDOW),
+        "score": "taylor",
+    }
     search = ew.TicketSearch(make_network(), units=UNITS, **options)
     with pytest.raises(ew.SearchError, match="cuts units out of the model: give shrink=True"):
         search.load_state_dict(uninterrupted[2].state_dict())

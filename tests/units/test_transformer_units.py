@@ -277,7 +277,8 @@ def test_unknown_family() -> None:
         find_transformer_units(model)
     assert str(raised.value) == (
         "no heads found in Sequential (0.attention: MyAttention is not known; 1.attention: MyAttention is not known); "
-        "describe its blocks, as in blocks={'MyAttention': Attention('q_proj', 'k_proj', 'v_proj', 'out_proj', "
+        "describe its blocks to find_transformer_units, as in "
+        "blocks={'MyAttention': Attention('q_proj', 'k_proj', 'v_proj', 'out_proj', "
         "head_size='head_dim')}"
     )
     with pytest.raises(UnitsError, match=r"no neurons found in Sequential \(it has no block that is known\); describe"):

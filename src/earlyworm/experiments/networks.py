@@ -102,6 +102,7 @@ def load_network(path: str | Path, *, seed: int | None = None) -> nn.Module:
             f"{directory.path} began with {config.weights}, which is gone: put it back, or beside {directory.path}"
         ) from error
     if seed is None:
+        directory.check_network()
         load_weights(model, directory.model)
     return model
 

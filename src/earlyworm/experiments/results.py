@@ -265,7 +265,7 @@ def reading(source: str, cure: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
-        raise RunError(f"{source} is damaged ({error!r}): {cure}") from error
+        raise RunError(f"{source} is damaged ({type(error).__name__}: {error}): {cure}") from error
 
 
 def check_schema(values: Mapping[str, Any], schema: int, source: str, cure: str) -> None:

@@ -97,6 +97,8 @@ def _run(
 def _ended(config: RunConfig, directory: RunDirectory, observer: Observer) -> RunResult | None:
     """The result of the run, if it has ended before."""
     if (ended := directory.ended(config)) is not None:
+        if ended.ticket is not None:
+            directory.check_network()
         observer.note(f"this run has ended before: {directory.path} (--overwrite starts afresh)")
     return ended
 

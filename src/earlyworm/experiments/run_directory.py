@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from earlyworm.errors import ConfigError, RunError
+from earlyworm.errors import ConfigError, RunError, first_line
 from earlyworm.experiments.checkpoint import Checkpoints
 from earlyworm.experiments.claim import LOCK, claim
 from earlyworm.experiments.config import RunConfig
@@ -162,6 +163,22 @@ class RunDirectory:
             return None
         result = self.read_result()
         return None if result.ticket is None and config.force_draw else result
+
+    def check_network(self) -> None:
+        """Make sure that ticket and weights of a run that has ended with them are still there.
+
+        Raises:
+            RunError: If one is gone or damaged.
+        """
+        for path in (self.ticket, self.model):
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                raise RunError(
+                    f"{path} cannot be read ({first_line(error)}), though the run has ended: put it back, or run again "
+                    "with --overwrite"
+                ) from error
 
     def write(self, path: Path, content: bytes) -> None:
         """Write one of the files, atomically.

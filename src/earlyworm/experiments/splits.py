@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FIXED_SEED = 0  # of a held-out split that is cut and of `limit`: the same examples for every run, whatever its seed
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "float", "double")
 
 Indices = NDArray[np.int64]
 
@@ -202,7 +203,7 @@ class _Labels:
 
 def _known(value: Any) -> bool:
     """Whether a label says something: neither empty nor a negative number."""
-    return value not in (None, "") and not (isinstance(value, int) and value < 0)
+    return value not in (None, "") and not (isinstance(value, (int, float)) and not value >= 0)
 
 
 def _label_column(dataset: Dataset, wanted: str | None) -> str | None:
@@ -213,9 +214,9 @@ def _label_column(dataset: Dataset, wanted: str | None) -> str | None:
         return wanted if wanted in dataset.features else None
     found = []
     for column, feature in dataset.features.items():
-        # Without the metadata of datasets, labels are integers; in CSV files they may be words.
+        # Without the metadata of datasets, labels are integers; in CSV files they may be words, or such as 1.0.
         kind = str(getattr(feature, "dtype", ""))
-        named = column in _LABEL_COLUMNS and kind.startswith(("int", "uint", "bool", "string", "large_string"))
+        named = column in _LABEL_COLUMNS and kind.startswith(_LABEL_TYPES)
         if isinstance(feature, datasets.ClassLabel) or named:
             found.append(column)
     return pick(found, _LABEL_COLUMNS)
@@ -259,10 +260,15 @@ def _split(stored: _Labels, noun: str) -> Split:
 
     where, values, feature = stored.where, stored.values, stored.feature
     try:
-        labels = np.array([-1 if value is None else value for value in values] or np.empty(0, np.int64))
+        labels = np.array([value if _known(value) else -1 for value in values] or np.empty(0, np.int64))
+        if labels.dtype.kind == "f" and (labels == labels.round()).all():
+            labels = labels.round().astype(np.int64)
         labels = labels.astype(np.int64, casting="same_kind")
     except (TypeError, ValueError) as error:
-        raise DataError(f"the labels of {where} are {feature}, not classes: name another --label-column") from error
+        raise DataError(
+            f"the labels of {where} are {feature}, not classes: make them whole numbers or words, or name another "
+            "--label-column"
+        ) from error
     classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max(initial=-1)) + 1
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     flaw = "" if len(labels) else f"{where} is empty: add {noun}s to it"
@@ -272,10 +278,12 @@ def _split(stored: _Labels, noun: str) -> Split:
 
 
 def _check_classes(stored: _Labels, train: Split, noun: str) -> None:
-    """Make sure that what are no classes, such as dates, is not taken for them."""
+    """Make sure that there are classes to tell apart, and that what are none, such as dates, is not taken for them."""
     import datasets
 
     count, most = len(train.labels), train.classes - 1
+    if len(np.unique(train.labels)) < 2:
+        raise DataError(f"every {noun} of {train.name} has label {stored.values[0]}: add {noun}s of another class")
     if train.classes > count and not isinstance(stored.feature, datasets.ClassLabel):
         raise DataError(
             f"column {stored.column!r} of {train.name} has label {most}, which would make {train.classes} classes of "

@@ -100,8 +100,8 @@ def check_batch(model: nn.Module, inputs: ExampleInputs) -> None:
             call_model(copy_model(model).train(), inputs)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the model cannot be trained on {batch_size(inputs)} examples at once ({first_line(error)}): raise "
-            "batch_size or limit, or lower accumulation"
+            f"the model cannot be trained on {batch_size(inputs)} examples at once ({first_line(error)}): if it needs "
+            "more of them, raise batch_size or limit, or lower accumulation; otherwise give another model"
         ) from error
 
 

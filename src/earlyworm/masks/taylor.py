@@ -88,7 +88,7 @@ class TaylorScore:
             if group.name not in self._sums or not self._sums[group.name].any():
                 raise SearchError(
                     f"no gradient of {group.name!r} was seen since the last check: the Taylor score needs one; are "
-                    "its parameters frozen, or is no loss computed from them?"
+                    "its parameters frozen (leave it out with units.without), or is no loss computed from them?"
                 )
         # Optimizers step in any order; the groups of a mask have that of the units.
         sums = {group.name: self._sums[group.name] for group in self.units.groups}

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any, Self
 
 import torch
@@ -28,7 +28,7 @@ from earlyworm.tickets.ticket import Ticket, library_versions
 from earlyworm.units.finding import units_of
 from earlyworm.units.groups import Units, gate_masks
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 
 
 class TicketSearch:
@@ -125,6 +125,12 @@ class TicketSearch:
             raise ConfigError("shrink=True, but DistributedDataParallel knows the shapes as they are: leave one out")
         # An impossible ratio is an error now.
         check_ratio(self.units.sizes, self.pruning_ratio, min_units=min_units, kinds=self.units.kinds)
+
+    @property
+    def _method(self) -> str:
+        if self.truncation is None:
+            return "Early Bird"
+        return repr(self.truncation) if is_dataclass(self.truncation) else type(self.truncation).__name__
 
     @property
     def steps(self) -> int:
@@ -241,7 +247,7 @@ class TicketSearch:
             units=self.units,
             scores=self._scorer.newest,
             structure=self._shrinking.structure,
-            method=repr(self.truncation) if self.truncation else "Early Bird",
+            method=self._method,
             pruning_ratio=self.pruning_ratio,
             step=self.history[-1].step,
             emerged=self.emerged,
@@ -258,6 +264,7 @@ class TicketSearch:
             "window": self.emergence.window,
             "pruning_ratio": copy(self.pruning_ratio),
             "min_units": self.min_units,
+            "method": self._method,
             "masks": [mask.bits.clone() for mask in self._window.masks],
             "left": None if self._shrinking.left is None else self._shrinking.left.bits.clone(),
             **self._scorer.state_dict(),
@@ -275,8 +282,8 @@ class TicketSearch:
         call this before the smaller weights, and the optimizer's state, are loaded.
 
         Raises:
-            SearchError: If it is of another version, or of a search over other units or with another window, ratio or
-                `min_units`, or other units were cut out of the model.
+            SearchError: If it is of another version, or of a search over other units or with another window, ratio,
+                `min_units` or truncation, or other units were cut out of the model.
         """
         if state.get("version") != STATE_VERSION:
             raise SearchError(f"the state has version {state.get('version')}, but this one reads {STATE_VERSION}")
@@ -284,9 +291,10 @@ class TicketSearch:
             raise SearchError("the state is of a search over other units: build the same model and units first")
         if state["window"] != self.emergence.window:
             raise SearchError(f"the state is of a search with window {state['window']}, not {self.emergence.window}")
-        for name in ("pruning_ratio", "min_units"):
-            if state[name] != getattr(self, name):
-                raise SearchError(f"the state is of a search with {name}={state[name]}, not {getattr(self, name)}")
+        here = {"pruning_ratio": self.pruning_ratio, "min_units": self.min_units, "method": self._method}
+        for name, value in here.items():
+            if state[name] != value:
+                raise SearchError(f"the state is of a search with {name}={state[name]}, not {value}")
         left = self._shrinking.left_by(state["left"])
         if left is not None and self._hook.attached:
             self._shrinking.check(self._hook.optimizers)

@@ -130,7 +130,7 @@ class _Finder:
             reasons = _some([f"{name}: {reason}" for name, reason in left_out.items()], "; ")
             raise UnitsError(
                 f"no {kind} found in {type(self._model).__name__} ({reasons or 'it has no block that is known'}); "
-                f"describe its blocks, as in blocks={_EXAMPLES[wanted]}"
+                f"describe its blocks to find_transformer_units, as in blocks={_EXAMPLES[wanted]}"
                 + (", or take those of all layers: find_all_weights(model)" if kind == "weights" else "")
             )
         self.skipped |= left_out
