@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; processes that the tests start inherit it
 
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,9 @@ from earlyworm import cli
 from runs import Recorder, forget_garbage, small
 
 torch.set_num_threads(1)
+
+# A shell makes what it starts in the background deaf to Ctrl-C, and all that is started from there, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
