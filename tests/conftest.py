@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded; processes that the tests start inherit it
+os.environ.pop("PYTHONUNBUFFERED", None)  # what they print is buffered, as it is for most users
 
 import shutil
 import signal

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import importlib.metadata
 import json
 import os
 import resource
@@ -133,7 +134,7 @@ def test_a_ticket_from_a_search_on_another_device_type_is_plain_data(tmp_path: P
     loaded = Ticket.load(tmp_path / "t")
     assert_same(ticket, loaded)
     assert not loaded.emerged
-    assert loaded.versions["torch"] == torch.__version__
+    assert loaded.versions["torch"] == importlib.metadata.version("torch")
     with safe_open(tmp_path / "t", framework="pt") as file:
         assert list(file.metadata()) == ["earlyworm.ticket"]
         assert {file.get_tensor(name).dtype for name in file.keys()} <= {torch.uint8, torch.float32, torch.int32}  # noqa: SIM118

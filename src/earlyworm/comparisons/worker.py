@@ -98,6 +98,7 @@ def main(threads: int) -> int:
     # What libraries print must not come between the lines that are sent.
     output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
+    sys.stdout = sys.stderr  # writes every line at once: what was said before a process is killed stays in its log
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin, asked), daemon=True).start()
 
